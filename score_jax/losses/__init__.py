@@ -1,0 +1,1 @@
+"""Objectives: score functions in, one loss per example out."""

@@ -1,0 +1,111 @@
+"""Convolutions, instance norms, pooling and resizing of the two published network families.
+
+    instance norm++:  gamma (h - mu) / sqrt(var + eps) + alpha (mu - mean(mu)) / sqrt(var(mu) + eps) + beta
+
+Feature maps are [batch, height, width, features].
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.typing import Array, Float, Levels
+
+FeatureMap = Float[Array, "batch height width features"]
+
+
+def flat_uniform(bound: float):
+    """An initialiser: uniform in [-bound, bound]."""
+
+    def init(key, shape, dtype=jnp.float32):
+        # Drawn flat: the same numbers as with the full shape, compiled many times faster.
+        return jax.random.uniform(key, (math.prod(shape),), dtype, -bound, bound).reshape(shape)
+
+    return init
+
+
+class Conv(nn.Module):
+    """A square convolution of stride 1, padded so that the size stays.
+
+    Weights and biases start uniform in +-1/sqrt(fan_in), as in the published networks.
+
+    Attributes:
+        features: Number of output features.
+        kernel_size: Height and width of the kernel; odd.
+        dilation: Distance between the kernel's taps, in pixels.
+        use_bias: Whether to add a bias.
+    """
+
+    features: int
+    kernel_size: int = 3
+    dilation: int = 1
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: FeatureMap) -> FeatureMap:
+        size = self.kernel_size
+        init = flat_uniform((size * size * x.shape[-1]) ** -0.5)
+        kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", rhs_dilation=(self.dilation, self.dilation), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,))[None, None, None]
+        return y
+
+
+class ConditionalInstanceNormPlus(nn.Module):
+    """Instance norm++ with a scale, a shift and a weight of the mean for every noise level.
+
+    Reference: Song & Ermon (2019), appendix A.1.
+    """
+
+    num_levels: int
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, h: FeatureMap, level: Levels) -> FeatureMap:
+        features = h.shape[-1]
+
+        def init(key, shape):
+            near_one = 1 + 0.02 * jax.random.normal(key, (shape[0] * 2 * features,)).reshape(shape[0], 2 * features)
+            return jnp.concatenate([near_one, jnp.zeros((shape[0], features))], axis=1)
+
+        # One row per level: gamma, alpha, beta.
+        embedding = self.param("embedding", init, (self.num_levels, 3 * features))
+        gamma, alpha, beta = jnp.split(embedding[level][:, None, None], 3, axis=-1)
+        mu = jnp.mean(h, axis=(1, 2), keepdims=True)
+        variance = jnp.var(h, axis=(1, 2), keepdims=True)
+        # Over the features of one example, and unbiased: divided by features - 1.
+        mu_hat = (mu - jnp.mean(mu, axis=-1, keepdims=True)) * jax.lax.rsqrt(
+            jnp.var(mu, axis=-1, keepdims=True, ddof=1) + self.epsilon
+        )
+        return gamma * ((h - mu) * jax.lax.rsqrt(variance + self.epsilon) + alpha * mu_hat) + beta
+
+
+def mean_pool_2x2(h: FeatureMap) -> FeatureMap:
+    """Halves height and width, which must be even, by the mean of each 2x2 square."""
+    batch, height, width, features = h.shape
+    return h.reshape(batch, height // 2, 2, width // 2, 2, features).mean(axis=(2, 4))
+
+
+def mean_pool_5x5(h: FeatureMap) -> FeatureMap:
+    """The mean of the 5x5 square around each pixel, zeros beyond the border counted."""
+    return nn.avg_pool(h, (5, 5), (1, 1), "SAME", count_include_pad=True)
+
+
+def resize_aligned(h: FeatureMap, size: tuple[int, int]) -> FeatureMap:
+    """Bilinear resize to (height, width) `size`, with the corner pixels' centres kept in place."""
+    if h.shape[1:3] == size:
+        return h
+    rows, columns = (_interpolation(old, new) for old, new in zip(h.shape[1:3], size, strict=True))
+    return jnp.einsum("yh,bhwf,xw->byxf", rows, h, columns)
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """The matrix [new, old] of linear interpolation between `old` points with the ends kept."""
+    position = np.linspace(0, old - 1, new)
+    return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(old)[None])).astype(np.float32)

@@ -1,0 +1,128 @@
+"""One step of optimisation as a pure function, for one device or, with an axis name, for many.
+
+    params <- optimizer(grad mean_i loss(x_i))        ema <- d ema + (1 - d) params
+
+Knows nothing of Flax, configs, files or how it is compiled: `jax.jit` and `jax.pmap` are the caller's.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from score_jax.noise import example_keys, uniform_levels
+from score_jax.typing import Array, Float, Int, Keys, LossFn, OneKey, Params, Sigmas
+
+
+class TrainState(NamedTuple):
+    """What training changes, and all that a checkpoint must hold.
+
+    Attributes:
+        step: Steps taken, int32.
+        params: Parameters of the score network.
+        ema_params: Their exponential moving average, with which one samples.
+        opt_state: The optimizer's own state.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+class Metrics(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+        loss: Mean loss of the batch over all devices.
+        grad_norm: Global norm of the gradient, before clipping.
+        nonfinite_level: The highest level index at which a loss was not finite; -1 if all were.
+    """
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    nonfinite_level: Int[Array, ""]
+
+
+class Trainer(NamedTuple):
+    """Training as three pure functions.
+
+    Attributes:
+        init: params -> TrainState at step 0.
+        step: (key of the run, state, x) -> (state, Metrics); x is this device's share of the batch, before `prepare`.
+        loss: (key, params, x) -> (mean loss, nonfinite_level); what `step` differentiates.
+    """
+
+    init: Callable[[Params], TrainState]
+    step: Callable[[OneKey, TrainState, Array], tuple[TrainState, Metrics]]
+    loss: Callable[[OneKey, Params, Array], tuple[Array, Array]]
+
+
+def make_trainer(
+    apply: Callable[[Params, Array, Array], Array],
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    sigmas: Sigmas,
+    *,
+    prepare: Callable[[Keys, Array], Array] = lambda keys, x: x,
+    draw_levels: Callable[..., Array] = uniform_levels,
+    ema_decay: float = 0.999,
+    axis_name: str | None = None,
+) -> Trainer:
+    """Builds the training step of a score network.
+
+    Args:
+        apply: (params, x, level) -> score.
+        loss_fn: Losses per example of a score function.
+        optimizer: Any optax transformation.
+        sigmas: Noise levels, decreasing.
+        prepare: (keys, x) -> x, the random part of data loading (dequantisation, flips), one key per example.
+        draw_levels: Like `noise.uniform_levels`.
+        ema_decay: d above; at step t at most (1 + t) / (10 + t), so that the start is forgotten in short runs, too.
+        axis_name: Name of the pmapped axis over which the batch is split, if it is.
+    Returns:
+        The trainer. Example i of the global batch draws the same numbers on any number of devices.
+    Reference: NCSNv2's technique 5 for the moving average.
+    """
+
+    def mean_over_devices(tree):
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    def local_loss(key, params, x):
+        position, devices = (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.psum(1, axis_name))
+        index = position * len(x) + jnp.arange(len(x))
+        level_key, prepare_key, loss_key = jax.random.split(key, 3)
+        level = draw_levels(level_key, index, batch_size=devices * len(x), num_levels=len(sigmas))
+        x = prepare(example_keys(prepare_key, index), x)
+
+        def score_fn(perturbed, level):
+            return apply(params, perturbed, level)
+
+        losses = loss_fn(example_keys(loss_key, index), score_fn, x, level, sigmas)
+        return jnp.mean(losses), jnp.max(jnp.where(jnp.isfinite(losses), -1, level))
+
+    def loss(key, params, x):
+        value, nonfinite_level = local_loss(key, params, x)
+        if axis_name is not None:
+            nonfinite_level = jax.lax.pmax(nonfinite_level, axis_name)
+        return mean_over_devices(value), nonfinite_level
+
+    def init(params):
+        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    def step(key, state, x):
+        step_key = jax.random.fold_in(key, state.step)
+        grad_fn = jax.value_and_grad(local_loss, argnums=1, has_aux=True)
+        (value, nonfinite_level), grads = grad_fn(step_key, state.params, x)
+        value, grads = mean_over_devices((value, grads))
+        if axis_name is not None:
+            nonfinite_level = jax.lax.pmax(nonfinite_level, axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), state.ema_params, params)
+        return TrainState(state.step + 1, params, ema_params, opt_state), Metrics(value, optax.global_norm(grads), nonfinite_level)
+
+    return Trainer(init, step, loss)
