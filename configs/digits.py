@@ -1,0 +1,61 @@
+"""Handwritten digits of 8x8 pixels, on a CPU in a few minutes: the job that `python main.py` runs.
+
+Data: the 1797 real digits that come with the package; 1500 to train on, 297 held out.
+Command: python main.py
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.source = "digits"
+    data.path = ""
+    data.dequantize = True  # (v + u) / 17
+    data.flip = False
+
+    config.noise = noise = ml_collections.ConfigDict()
+    noise.sigma_max = 2.0
+    noise.sigma_min = 0.03
+    noise.num_levels = 16
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "unet"
+    model.width = 24
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.name = "dsm"
+    loss.levels = "stratified"
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.learning_rate = 2e-3
+    optim.schedule = "cosine"
+    optim.warmup_steps = 200
+    optim.beta1 = 0.9
+    optim.beta2 = 0.999
+    optim.epsilon = 1e-8
+    optim.clip_norm = 1.0  # 0 does not clip
+    optim.ema_decay = 0.999
+
+    config.training = training = ml_collections.ConfigDict()
+    training.batch_size = 128
+    training.num_steps = 3000
+    training.log_every = 50
+    training.eval_every = 250
+    training.eval_batches = 16
+    training.preview_every = 1000  # 0 shows none
+    training.checkpoint_every = 500
+    training.keep_checkpoints = 3
+
+    config.sampling = sampling = ml_collections.ConfigDict()
+    sampling.num_samples = 1000
+    sampling.batch_size = 100
+    sampling.start = "normal"  # 0.5 + sigma_max z; or "uniform" in [0, 1]
+    sampling.num_steps = 20  # per noise level
+    sampling.step_size = 0.0  # 0 chooses it by NCSNv2's technique 4
+    sampling.denoise = True
+    sampling.num_frames = 16  # of the animation
+    return config

@@ -1,0 +1,68 @@
+"""Images in [0, 1] as files: grids, animations and curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def grid(images: np.ndarray, columns: int, pixels: int = 720) -> np.ndarray:
+    """Lays images out in rows, enlarged by a whole factor so that one can see them.
+
+    Args:
+        images: [number, height, width, 1 or 3]; values outside [0, 1] are clipped.
+        columns: Images per row.
+        pixels: Width that the grid should reach, in pixels.
+    Returns:
+        uint8 [height, width, 3], with white lines between the images.
+    Raises:
+        ValueError: If the images have neither 1 nor 3 channels.
+    """
+    number, height, width, channels = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"images of {channels} channels cannot be drawn: they need 1 or 3")
+    factor = max(1, pixels // (columns * width))
+    values = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+    values = np.broadcast_to(values, (number, height, width, 3)).repeat(factor, 1).repeat(factor, 2)
+    gap = max(1, factor // 4)
+    rows = -(-number // columns)
+    canvas = np.full((rows * (height * factor + gap) + gap, columns * (width * factor + gap) + gap, 3), 255, np.uint8)
+    for i, image in enumerate(values):
+        top = gap + i // columns * (height * factor + gap)
+        left = gap + i % columns * (width * factor + gap)
+        canvas[top : top + height * factor, left : left + width * factor] = image
+    return canvas
+
+
+def save_png(path: Path, picture: np.ndarray) -> None:
+    """Writes a uint8 picture [height, width, 3]."""
+    Image.fromarray(picture).save(path, format="PNG", optimize=True)
+
+
+def save_webp(path: Path, pictures: Sequence[np.ndarray], milliseconds: int = 180, last: int = 2500) -> None:
+    """Writes an endless lossless animation; the last picture stays for `last` milliseconds."""
+    frames = [Image.fromarray(picture) for picture in pictures]
+    durations = [milliseconds] * (len(frames) - 1) + [last]
+    frames[0].save(path, format="WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
+
+
+def save_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> None:
+    """Draws named curves (x values, y values) into one PNG; the y axis leaves out the first tenth's peaks."""
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    late = []
+    for name, (x, y) in curves.items():
+        axes.plot(x, y, label=name, linewidth=1.2)
+        late += [v for u, v in zip(x, y, strict=True) if u >= 0.1 * max(x)]
+    if late:
+        margin = 0.15 * (max(late) - min(late)) or 1.0
+        axes.set_ylim(min(late) - margin, max(late) + 3 * margin)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png")

@@ -1,0 +1,504 @@
+"""What `main.py` does: prepares a job from a config, then trains, samples or evaluates it in a folder.
+
+The only module that knows all others, and the only one that compiles for many devices: below it travel numbers, arrays and functions.
+"""
+
+import dataclasses
+import functools
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tensorboardX
+
+from score_jax import config as config_lib
+from score_jax import images, workdir
+from score_jax.checkpoint import Checkpoints
+from score_jax.data import sources
+from score_jax.data.dataset import Dataset, batch_index, dequantize, random_flip, rescale
+from score_jax.evaluation.objective import losses_per_level
+from score_jax.langevin import annealed_langevin_trajectory
+from score_jax.losses.dsm import annealed_dsm
+from score_jax.models.ncsn import NCSN
+from score_jax.models.unet import UNet
+from score_jax.noise import example_keys, geometric_sigmas, standard_normal, standard_uniform, stratified_levels, uniform_levels
+from score_jax.progress import Progress
+from score_jax.schedule import step_size_for
+from score_jax.training import Trainer, TrainState, make_trainer
+
+# Names that a config may use. A network is built from the noise levels and its own fields.
+SOURCES: dict[str, Callable[[str], Dataset]] = {"digits": lambda path: sources.digits(), "npz": sources.npz}
+LOSSES = {"dsm": annealed_dsm}
+MODELS: dict[str, tuple[type[nn.Module], Callable[[Any], dict]]] = {
+    "ncsn": (NCSN, lambda sigmas: {"num_levels": len(sigmas)}),
+    "unet": (UNet, lambda sigmas: {"sigmas": tuple(float(sigma) for sigma in sigmas)}),
+}
+LEVELS = {"uniform": uniform_levels, "stratified": stratified_levels}
+
+GRID = 100  # chains in the picture of the samples, ten by ten
+AXIS = "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config made into what it describes; nothing is compiled or written yet."""
+
+    config: Mapping[str, Any]
+    folder: Path
+    devices: Sequence[jax.Device]
+    data: Dataset
+    model: nn.Module
+    sigmas: jax.Array
+    step_size: float
+    trainer: Trainer
+    prepare: Callable
+    keys: Mapping[str, jax.Array]
+    checkpoints: Checkpoints
+    state_shape: TrainState
+
+    def apply(self, params, x, level):
+        """The score of the network with `params`."""
+        return self.model.apply({"params": params}, x, level)
+
+    def pmap(self, function, in_axes, out_axes, donate=()):
+        """`function` on all devices; what has no mapped axis is the same on each."""
+        return jax.pmap(function, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=donate, devices=self.devices)
+
+    def split(self, index: np.ndarray) -> np.ndarray:
+        """A batch of indices as [devices, share]."""
+        return index.reshape(len(self.devices), -1)
+
+
+def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequence[jax.Device]) -> Job:
+    """Builds the job and checks all that can be checked before anything is compiled or written.
+
+    Args:
+        mode: "train", "sample" or "evaluate".
+        config: As `config.validate` wants it.
+        folder: The workdir.
+        devices: Those that share the work.
+    Raises:
+        ValueError: If the config, or what is in the folder, does not fit.
+        OSError: If a file is missing, or the folder cannot be written.
+    """
+    config_lib.validate(config)
+    folder = Path(folder)
+    saved = workdir.read_json(folder / "config.json")
+    if saved is not None:
+        free = config_lib.FREE_TO_CONTINUE if mode == "train" else config_lib.FREE_TO_USE
+        config_lib.check_same_run(saved, config, free, str(folder))
+    data = _lookup(SOURCES, config["data"]["source"], "data.source")(config["data"]["path"])
+    noise = config["noise"]
+    sigmas = geometric_sigmas(noise["sigma_max"], noise["sigma_min"], noise["num_levels"])
+    model = _build_model(config["model"], sigmas)
+    for name in ("training", "sampling"):
+        config_lib.check_divides(config[name]["batch_size"], len(devices), f"{name}.batch_size")
+
+    def prepare_examples(keys, pixels):
+        draw_keys, flip_keys = _split_each(keys)
+        x = dequantize(draw_keys, pixels, data.num_values) if config["data"]["dequantize"] else rescale(pixels, data.num_values)
+        return random_flip(flip_keys, x) if config["data"]["flip"] else x
+
+    trainer = make_trainer(
+        lambda params, x, level: model.apply({"params": params}, x, level),
+        _lookup(LOSSES, config["loss"]["name"], "loss.name"),
+        _build_optimizer(config["optim"], config["training"]["num_steps"]),
+        sigmas,
+        prepare=prepare_examples,
+        draw_levels=LEVELS[config["loss"]["levels"]],
+        ema_decay=config["optim"]["ema_decay"],
+        axis_name=AXIS,
+    )
+    sampling = config["sampling"]
+    names = ("init", "train", "sample", "evaluate")
+    job = Job(
+        config=config,
+        folder=folder,
+        devices=devices,
+        data=data,
+        model=model,
+        sigmas=sigmas,
+        step_size=sampling["step_size"] or step_size_for(sigmas, sampling["num_steps"]),
+        trainer=trainer,
+        prepare=prepare_examples,
+        keys=dict(zip(names, jax.random.split(jax.random.key(config["seed"]), len(names)), strict=True)),
+        checkpoints=Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"]),
+        state_shape=jax.eval_shape(lambda: trainer.init(_init_params(model, jax.random.key(0), data))),
+    )
+    if mode != "train" and not job.checkpoints.steps():
+        raise FileNotFoundError(f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir")
+    if mode == "train" and (steps := job.checkpoints.steps()) and steps[0] > config["training"]["num_steps"]:
+        raise ValueError(f"--workdir={folder} has been trained for {steps[0]} steps, more than config.training.num_steps="
+                         f"{config['training']['num_steps']}: ask for more steps, or choose another --workdir")
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.state_shape))
+    sample_bytes = 4 * sampling["num_samples"] * int(np.prod(data.train.shape[1:]))
+    kept = config["training"]["keep_checkpoints"] + 1 if mode == "train" else 0
+    workdir.check_writable(folder, kept * state_bytes + 2 * sample_bytes + 10_000_000)
+    return job
+
+
+def train(job: Job) -> None:
+    """Trains up to the config's number of steps, from the newest checkpoint if there is one, then samples.
+
+    Raises:
+        FloatingPointError: If a loss is not finite; the last checkpoint stays.
+    """
+    training = job.config["training"]
+    total = training["num_steps"]
+    restored = job.checkpoints.restore(job.state_shape)
+    first = restored[0] if restored else 0
+    _say(f"{job.folder}: {_describe(job)}")
+    if first >= total:
+        _say(f"training is complete ({total} steps)")
+    elif not _train_from(job, *(restored or (0, None))):
+        return
+    if _samples_are_those_of(job):
+        _say(f"{job.folder / 'samples.npz'} holds this run's samples already")
+    else:
+        sample(job, hint=False)
+    _say(f"next: python main.py --workdir={job.folder} --mode=evaluate   or, for other samples: --mode=sample --config.seed=1")
+
+
+def _train_from(job: Job, first: int, state: TrainState | None) -> bool:
+    """Trains from step `first`; False if it was asked to stop on the way."""
+    training, total = job.config["training"], job.config["training"]["num_steps"]
+    seed, batch_size = job.config["seed"], training["batch_size"]
+    log = workdir.read_json(job.folder / "metrics.json") or {}
+    log = {
+        "train_loss": [pair for pair in log.get("train_loss", []) if pair[0] <= first],
+        "held_out_loss": [pair for pair in log.get("held_out_loss", []) if pair[0] <= first],
+        "seconds": {"compile": 0.0, "train": 0.0, **log.get("seconds", {})} if first else {"compile": 0.0, "train": 0.0},
+    }
+    job.folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(job.folder / "config.json", job.config)
+
+    # Blocking keeps programs with collectives from piling up on the CPU, where they deadlock.
+    wait = job.devices[0].platform == "cpu"
+    step_fn = job.pmap(lambda key, state, data, index: job.trainer.step(key, state, data[index]), (None, None, None, 0), None, donate=(1,))
+    begun = time.monotonic()
+    if state is None:
+        init = job.pmap(lambda key, _: job.trainer.init(_init_params(job.model, key, job.data)), (None, 0), None)
+        state = init(job.keys["init"], np.arange(len(job.devices)))
+    else:
+        _say(f"continues from the checkpoint of step {first}")
+        state = _replicate(job, state)
+    data = _replicate(job, job.data.train)
+    held_out_loss = _held_out_loss_fn(job)
+    sampler = make_sampler(job) if training["preview_every"] else None
+    pending, trained, rate_from = [], log["seconds"]["train"], None
+
+    with _stop_requested() as stop, Progress(total, "train", "step", first) as progress, _events(job, first) as events:
+        progress.note("compiling the training step ...")
+        for done in range(first + 1, total + 1):
+            index = job.split(batch_index(seed, done - 1, len(job.data.train), batch_size))
+            state, metrics = step_fn(job.keys["train"], state, data, index)
+            pending.append(metrics)
+            if wait or done == first + 1:
+                jax.block_until_ready(metrics)
+            if done == first + 1:
+                log["seconds"]["compile"] += time.monotonic() - begun
+                begun = rate_from = time.monotonic()
+                progress.began()
+            due = {name: done == total or stop() or done % training[f"{name}_every"] == 0 for name in ("log", "eval", "checkpoint")}
+            if due["log"] or due["checkpoint"]:
+                loss = _mean_loss(job, pending, done)
+                log["train_loss"].append([done, loss])
+                events.add_scalar("loss/train", loss, done)
+                events.add_scalar("gradient_norm", float(pending[-1].grad_norm), done)
+                events.add_scalar("steps_per_second", len(pending) / max(time.monotonic() - rate_from, 1e-9), done)
+                pending, rate_from = [], time.monotonic()
+                log["seconds"]["train"] = trained + time.monotonic() - begun
+            if due["eval"]:
+                log["held_out_loss"].append([done, held_out_loss(state.ema_params)])
+                events.add_scalar("loss/held_out", log["held_out_loss"][-1][1], done)
+            if due["checkpoint"]:
+                job.checkpoints.save(done, state, job.config)
+                _write_metrics(job, log)
+            if sampler and done % training["preview_every"] == 0 and done < total:
+                _preview(job, sampler, state.ema_params, done, events)
+            progress.update(done, loss=log["train_loss"][-1][1] if log["train_loss"] else float(metrics.loss))
+            if stop():
+                job.checkpoints.wait()
+                _say(f"stopped at step {done} of {total}, which is saved; the same command continues from there")
+                return False
+    job.checkpoints.wait()
+    return True
+
+
+def make_sampler(job: Job) -> Callable:
+    """The whole chain as one program: (params, chain indices [devices, share]) -> Trajectory, each field with [devices] in front.
+
+    Chain i draws from the run's key with i folded in, whatever the batch and the devices.
+    """
+    sampling, event = job.config["sampling"], job.data.train.shape[1:]
+
+    def chains(key, params, index):
+        start_keys, chain_keys = _split_each(example_keys(key, index))
+        if sampling["start"] == "uniform":
+            x = standard_uniform(start_keys, event)
+        else:
+            x = 0.5 + job.sigmas[0] * standard_normal(start_keys, event)
+        return annealed_langevin_trajectory(
+            chain_keys,
+            functools.partial(job.apply, params),
+            x,
+            job.sigmas,
+            step_size=job.step_size,
+            num_steps=sampling["num_steps"],
+            denoise=sampling["denoise"],
+            num_snapshots=sampling["num_frames"],
+        )
+
+    program = job.pmap(chains, (None, None, 0), 0)
+    return lambda params, index: program(job.keys["sample"], params, index)
+
+
+def sample(job: Job, hint: bool = True) -> None:
+    """Samples by annealed Langevin dynamics with the newest checkpoint's averaged parameters.
+
+    Raises:
+        FloatingPointError: If a chain is not finite, with the level where that began.
+        ValueError: If no checkpoint is sound.
+    """
+    sampling = job.config["sampling"]
+    step, state = job.checkpoints.restore(job.state_shape)
+    params = _replicate(job, state.ema_params)
+    sampler = make_sampler(job)
+    number, batch_size = sampling["num_samples"], sampling["batch_size"]
+    samples, frames, begun = [], [], time.monotonic()
+    _say(f"samples {number} images with the parameters of step {step}: {len(job.sigmas)} levels x {sampling['num_steps']} steps, "
+         f"step size {job.step_size:.3g}")
+    with Progress(number, "sample", "image") as progress:
+        for start in range(0, number, batch_size):
+            trajectory = sampler(params, job.split(start + np.arange(batch_size)))
+            samples.append(_checked_chains(job, trajectory, start))
+            if start < GRID:
+                frames.append(_merge(np.moveaxis(np.asarray(trajectory.snapshots), 1, 2)))
+            progress.update(min(start + batch_size, number))
+    samples = np.clip(np.concatenate(samples)[:number], 0, 1)
+    seconds = time.monotonic() - begun
+
+    with workdir.replacing(job.folder / "samples.npz") as path, path.open("wb") as file:
+        np.savez_compressed(file, samples=samples, seed=job.config["seed"], step=step, config=json.dumps(job.config))
+    picture = images.grid(samples[:GRID], columns=10)
+    with workdir.replacing(job.folder / "samples.png") as path:
+        images.save_png(path, picture)
+    written = ["samples.npz", "samples.png"]
+    if sampling["num_frames"]:
+        frames = np.moveaxis(np.concatenate(frames)[: min(GRID, number)], 1, 0)
+        with workdir.replacing(job.folder / "chain.webp") as path:
+            images.save_webp(path, [*(images.grid(frame, columns=10) for frame in frames), picture])
+        written.append("chain.webp")
+    log = workdir.read_json(job.folder / "metrics.json") or {}
+    log.setdefault("seconds", {})["sample"] = round(seconds, 3)
+    _write_metrics(job, log)
+    with _events(job, step) as events:
+        events.add_image("samples", picture, step, dataformats="HWC")
+    _say(f"wrote {', '.join(written)} to {job.folder} ({seconds:.1f} s)")
+    if hint:
+        _say(f"next: python main.py --workdir={job.folder} --mode=evaluate")
+
+
+def evaluate(job: Job) -> None:
+    """Prints the held-out loss at every noise level and writes it to evaluation.json."""
+    step, state = job.checkpoints.restore(job.state_shape)
+    params = _replicate(job, state.ema_params)
+    batch_size, number = job.config["training"]["batch_size"], len(job.data.held_out)
+    loss_fn = LOSSES[job.config["loss"]["name"]]
+
+    def batch_losses(key, params, data, index):
+        prepare_key, loss_key = jax.random.split(key)
+        x = job.prepare(example_keys(prepare_key, index), data[index % number])
+        return losses_per_level(loss_key, loss_fn, functools.partial(job.apply, params), x, index, job.sigmas)
+
+    program = job.pmap(batch_losses, (None, None, None, 0), 0)
+    data, losses = _replicate(job, job.data.held_out), []
+    with Progress(number, "evaluate", "image") as progress:
+        for start in range(0, number, batch_size):
+            found = program(job.keys["evaluate"], params, data, job.split(start + np.arange(batch_size)))
+            losses.append(_merge(np.moveaxis(np.asarray(found), 1, 2)))
+            progress.update(min(start + batch_size, number))
+    losses = np.concatenate(losses)[:number].astype(np.float64)  # [examples, levels]
+    mean, error = losses.mean(0), losses.std(0) / np.sqrt(number)
+    _say(f"held-out loss of step {step} on {number} images, sum over {job.data.train[0].size} dimensions:")
+    _say("level    sigma      loss  standard error")
+    for level, sigma in enumerate(np.asarray(job.sigmas)):
+        _say(f"{level:5d} {sigma:8.4g} {mean[level]:9.4f} {error[level]:9.4f}")
+    _say(f" mean          {mean.mean():9.4f}")
+    report = {
+        "step": step,
+        "examples": number,
+        "held_out_loss": float(mean.mean()),
+        "levels": [
+            {"level": i, "sigma": float(s), "loss": float(m), "standard_error": float(e)}
+            for i, (s, m, e) in enumerate(zip(np.asarray(job.sigmas), mean, error, strict=True))
+        ],
+    }
+    workdir.write_json(job.folder / "evaluation.json", report)
+    _say(f"wrote {job.folder / 'evaluation.json'}")
+
+
+def _lookup(table: Mapping[str, Any], name: str, setting: str) -> Any:
+    if name not in table:
+        raise ValueError(f"config.{setting}={name!r} is not known: choose among {', '.join(table)}")
+    return table[name]
+
+
+def _build_model(fields: Mapping[str, Any], sigmas: jax.Array) -> nn.Module:
+    fields = dict(fields)
+    kind, given = _lookup(MODELS, fields.pop("name"), "model.name")
+    given = given(sigmas)
+    own = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name", *given)]
+    if unknown := [name for name in fields if name not in own]:
+        raise ValueError(f"config.model.{unknown[0]} is not a setting of this network: choose among {', '.join(['name', *own])}")
+    return kind(**given, **fields)
+
+
+def _build_optimizer(optim: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+    rate, warmup = optim["learning_rate"], optim["warmup_steps"]
+    if optim["schedule"] == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(rate / (warmup + 1), rate, warmup, num_steps, 0.01 * rate)
+    else:
+        schedule = optax.linear_schedule(rate / (warmup + 1), rate, warmup) if warmup else rate
+    adam = optax.adam(schedule, optim["beta1"], optim["beta2"], optim["epsilon"])
+    return optax.chain(optax.clip_by_global_norm(optim["clip_norm"]), adam) if optim["clip_norm"] else adam
+
+
+def _init_params(model: nn.Module, key: jax.Array, data: Dataset):
+    return model.init(key, jnp.zeros((1, *data.train.shape[1:])), jnp.zeros(1, jnp.int32))["params"]
+
+
+def _split_each(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _replicate(job: Job, tree):
+    """`tree` on every device, in the form in which a pmapped program returns what is the same everywhere."""
+    return job.pmap(lambda tree, _: tree, (None, 0), None)(tree, np.arange(len(job.devices)))
+
+
+def _merge(x: np.ndarray) -> np.ndarray:
+    """[devices, share, ...] -> [batch, ...]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _held_out_loss_fn(job: Job) -> Callable[[Any], float]:
+    """params -> mean held-out loss, always over the same examples, levels and noise."""
+    training, number = job.config["training"], len(job.data.held_out)
+    program = job.pmap(lambda key, params, data, index: job.trainer.loss(key, params, data[index])[0], (None, None, None, 0), None)
+    data = _replicate(job, job.data.held_out)
+
+    def held_out_loss(params) -> float:
+        losses = []
+        for k in range(training["eval_batches"]):
+            index = job.split(batch_index(job.config["seed"], k, number, training["batch_size"]))
+            losses.append(float(program(jax.random.fold_in(job.keys["evaluate"], k), params, data, index)))
+        return float(np.mean(losses))
+
+    return held_out_loss
+
+
+def _mean_loss(job: Job, pending: list, done: int) -> float:
+    """The mean loss of the steps since the last look, all of which must be finite."""
+    for step, metrics in enumerate(pending, done - len(pending) + 1):
+        loss, grad_norm, level = float(metrics.loss), float(metrics.grad_norm), int(metrics.nonfinite_level)
+        if np.isfinite(loss) and np.isfinite(grad_norm):
+            continue
+        what = f"the loss at noise level {level} (sigma {float(job.sigmas[level]):.4g})" if level >= 0 else "the gradient"
+        saved = job.checkpoints.steps()
+        kept = f"the checkpoint of step {saved[0]} stays" if saved else "no checkpoint had been written yet"
+        raise FloatingPointError(f"{what} is not finite at step {step}: {kept}; lower config.optim.learning_rate="
+                                 f"{job.config['optim']['learning_rate']:g}, or set config.optim.clip_norm")
+    return float(np.mean([float(metrics.loss) for metrics in pending]))
+
+
+def _checked_chains(job: Job, trajectory, start: int) -> np.ndarray:
+    """The ends of the chains [batch, ...], all of which must be finite."""
+    x = _merge(np.asarray(trajectory.x))
+    if not np.isfinite(x).all():
+        finite = _merge(np.moveaxis(np.asarray(trajectory.finite), 1, 2))  # [batch, levels]
+        chain = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(1)))
+        where = "the last denoising step" if finite[chain].all() else f"noise level {int(np.argmin(finite[chain]))}"
+        raise FloatingPointError(f"chain {start + chain} is not finite after {where}: lower config.sampling.step_size "
+                                 f"(now {job.step_size:.3g}), or train the network longer")
+    return x
+
+
+def _preview(job: Job, sampler: Callable, params, step: int, events) -> None:
+    """A small grid of the chains as they would end now; the same chains each time."""
+    trajectory = sampler(params, job.split(np.arange(job.config["sampling"]["batch_size"])))
+    picture = images.grid(_merge(np.asarray(trajectory.x))[:36], columns=6, pixels=360)
+    with workdir.replacing(job.folder / "preview.png") as path:
+        images.save_png(path, picture)
+    events.add_image("preview", picture, step, dataformats="HWC")
+
+
+def _write_metrics(job: Job, log: dict) -> None:
+    workdir.write_json(job.folder / "metrics.json", log)
+    curves = {
+        name: tuple(zip(*log[key], strict=True))
+        for name, key in (("training", "train_loss"), ("held out (averaged parameters)", "held_out_loss"))
+        if log.get(key)
+    }
+    if curves:
+        with workdir.replacing(job.folder / "loss.png") as path:
+            images.save_curves(path, curves, xlabel="step", ylabel=f"loss ({job.config['loss']['name']}, sum over dimensions)")
+
+
+def _samples_are_those_of(job: Job) -> bool:
+    """Whether samples.npz was made with this config and the newest checkpoint."""
+    path = job.folder / "samples.npz"
+    if not path.is_file():
+        return False
+    with np.load(path, allow_pickle=False) as file:
+        return json.loads(str(file["config"])) == dict(job.config) and int(file["step"]) == job.checkpoints.steps()[0]
+
+
+def _describe(job: Job) -> str:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shape.params))
+    kind = job.devices[0].device_kind
+    return (f"{job.config['model']['name']} of {parameters:,} parameters, {len(job.data.train)} training images "
+            f"{list(job.data.train.shape[1:])}, {len(job.sigmas)} noise levels from {job.config['noise']['sigma_max']:g} to "
+            f"{job.config['noise']['sigma_min']:g}, {len(job.devices)} x {kind}")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+@contextmanager
+def _events(job: Job, step: int) -> Iterator[tensorboardX.SummaryWriter]:
+    writer = tensorboardX.SummaryWriter(str(job.folder), purge_step=step + 1)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into a request that is heard between two steps."""
+    asked = []
+
+    def ask(number, frame):
+        if asked:
+            sys.exit(128 + number)
+        asked.append(number)
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
