@@ -7,7 +7,9 @@
 """
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from score_jax import run, workdir
-from score_jax.config import validate
+from score_jax.config import flatten, validate
 
 MODES = {"train": run.train, "sample": run.sample, "evaluate": run.evaluate}
 HERE = Path(__file__).resolve().parent
@@ -40,29 +42,38 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any], Path, int]:
     known, rest = peek.parse_known_args(list(arguments))
     folder = Path(known.workdir or Path("runs") / Path((known.config or DEFAULT).partition(":")[0]).stem)
 
+    saved = workdir.read_json(folder / "config.json") if known.config is None else None
+    start = ml_collections.ConfigDict(saved) if saved is not None else _load_config(known.config or DEFAULT)
+    settings = dict(flatten(start.to_dict()))
+    for argument in rest:
+        name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if name and name[1] not in settings:
+            beside = [setting for setting in settings if setting.rpartition(".")[0] == name[1].rpartition(".")[0]]
+            near = difflib.get_close_matches(name[1], settings, 3) or beside
+            raise ValueError(f"--config.{name[1]} is not a setting of this config: did you mean {' or '.join(near)}?")
+
     values = flags.FlagValues()
     flags.DEFINE_enum("mode", "train", list(MODES), "What to do; train also samples.", flag_values=values)
     flags.DEFINE_integer("devices", 0, "How many devices to use; 0: all. On a CPU, its cores.", lower_bound=0, flag_values=values)
     flags.DEFINE_string("workdir", None, "Where the run is kept; runs/<name of the config> by default.", flag_values=values)
     flags.DEFINE_bool("help", False, "Shows this.", short_name="h", flag_values=values)
-    saved = workdir.read_json(folder / "config.json") if known.config is None else None
-    if saved is not None:
-        config_flags.DEFINE_config_dict("config", ml_collections.ConfigDict(saved), flag_values=values)
-        front = []
-    else:
-        config_flags.DEFINE_config_file("config", None, "Config file; settings as --config.section.name=value.", flag_values=values)
-        front = [f"--config={_find_config(known.config or DEFAULT)}"]
     try:
-        unparsed = values(["main.py", *front, *rest])[1:]
+        # Left to itself, config_flags reads sys.argv.
+        config_flags.DEFINE_config_dict("config", start, flag_values=values, sys_argv=["main.py", *rest])
+        unparsed = values(["main.py", *rest])[1:]
     except flags.Error as error:
-        raise ValueError(f"{str(error).splitlines()[0]} (python main.py --help lists the flags)") from error
-    except (AttributeError, KeyError, TypeError) as error:  # what config_flags raises for a setting that does not exist
-        raise ValueError(f"a --config setting is not known: {_sentence(error)}") from error
+        setting = re.match(r"flag --config\.([^=]*)=(.*?): ", str(error))
+        if setting and setting[1] in settings:
+            wanted = type(settings[setting[1]]).__name__
+            raise ValueError(f"--config.{setting[1]}={setting[2]} must be of type {wanted}, like {settings[setting[1]]!r}") from error
+        raise ValueError(f"{_sentence(error)} (python main.py --help lists the flags)") from error
     if unparsed:
         raise ValueError(f"{unparsed[0]!r} is not a flag: write --name=value (python main.py --help lists the flags)")
     if values.help:
-        print(__doc__, values.main_module_help(), sep="\n")
-        print(values.get_help())
+        print(__doc__)
+        print("\n".join(f"  --{name}: {values[name].help}" for name in ("mode", "workdir", "devices")))
+        print("  --config: a file, such as configs/digits.py; its settings and their values here:")
+        print("\n".join(f"    --config.{name}={value}" for name, value in settings.items()))
         sys.exit(0)
     config = values.config.to_dict()
     validate(config)
@@ -70,7 +81,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any], Path, int]:
 
 
 def choose_devices(config: dict[str, Any], requested: int) -> Sequence[jax.Device]:
-    """The devices that share the work: all accelerators, or as many CPU cores as divide both batch sizes.
+    """The devices that share the work: all accelerators, or the cores of the CPU.
+
+    Of the cores some may stay idle for the rest to divide both batch sizes, but fewer than half.
 
     Raises:
         ValueError: If more are requested than there are.
@@ -78,21 +91,25 @@ def choose_devices(config: dict[str, Any], requested: int) -> Sequence[jax.Devic
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = (config["training"]["batch_size"], config["sampling"]["batch_size"])
     fitting = max(n for n in range(1, cores + 1) if all(size % n == 0 for size in sizes))
-    jax.config.update("jax_num_cpu_devices", requested or fitting)  # no effect on accelerators
+    jax.config.update("jax_num_cpu_devices", requested or (fitting if 2 * fitting > cores else cores))  # accelerators do not heed it
     devices = jax.local_devices()
     if requested > len(devices):
         raise ValueError(f"--devices={requested} is more than there are: {len(devices)} x {devices[0].device_kind}")
     return devices[: requested or len(devices)]
 
 
-def _find_config(name: str) -> str:
-    """The path of a config file, looked for here and then beside this file; a variant after a colon is kept."""
+def _load_config(name: str) -> ml_collections.ConfigDict:
+    """The config of a file, looked for here and then beside this file; what follows a colon is its variant."""
     path, colon, variant = name.partition(":")
-    for candidate in (Path(path), HERE / path):
-        if candidate.is_file():
-            return f"{candidate}{colon}{variant}"
-    have = ", ".join(sorted(f"configs/{file.name}" for file in (HERE / "configs").glob("*.py")))
-    raise ValueError(f"--config={path} is not a file: there are {have}")
+    file = next((candidate for candidate in (Path(path), HERE / path) if candidate.is_file()), None)
+    if file is None:
+        have = ", ".join(sorted(f"configs/{file.name}" for file in (HERE / "configs").glob("*.py")))
+        raise ValueError(f"--config={path} is not a file: there are {have}")
+    values = flags.FlagValues()
+    arguments = ["main.py", f"--config={file}{colon}{variant}"]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    values(arguments)
+    return values.config
 
 
 def _sentence(error: Exception) -> str:

@@ -52,7 +52,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.num_samples = 1000
-    sampling.batch_size = 100
+    sampling.batch_size = 128
     sampling.start = "normal"  # 0.5 + sigma_max z; or "uniform" in [0, 1]
     sampling.num_steps = 20  # per noise level
     sampling.step_size = 0.0  # 0 chooses it by NCSNv2's technique 4

@@ -33,12 +33,6 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def began(self) -> None:
-        """Counts the rate from now on, when what came before was compilation."""
-        self._began = self._printed_at = time.monotonic()
-        if self._bar is not None:
-            self._bar.unpause()
-
     def update(self, done: int, **values: float) -> None:
         """Tells that `done` rounds of the total are done; `values` are shown beside."""
         if self._bar is not None:

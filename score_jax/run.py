@@ -160,17 +160,20 @@ def train(job: Job) -> None:
     _say(f"{job.folder}: {_describe(job)}")
     if first >= total:
         _say(f"training is complete ({total} steps)")
-    elif not _train_from(job, *(restored or (0, None))):
-        return
+        sampler = None
+    else:
+        finished, sampler = _train_from(job, *(restored or (0, None)))
+        if not finished:
+            return
     if _samples_are_those_of(job):
         _say(f"{job.folder / 'samples.npz'} holds this run's samples already")
     else:
-        sample(job, hint=False)
+        sample(job, sampler, hint=False)
     _say(f"next: python main.py --workdir={job.folder} --mode=evaluate   or, for other samples: --mode=sample --config.seed=1")
 
 
-def _train_from(job: Job, first: int, state: TrainState | None) -> bool:
-    """Trains from step `first`; False if it was asked to stop on the way."""
+def _train_from(job: Job, first: int, state: TrainState | None) -> tuple[bool, Callable | None]:
+    """Trains from step `first`; whether it came to the end, and the sampler if it was compiled for a preview."""
     training, total = job.config["training"], job.config["training"]["num_steps"]
     seed, batch_size = job.config["seed"], training["batch_size"]
     log = workdir.read_json(job.folder / "metrics.json") or {}
@@ -182,33 +185,35 @@ def _train_from(job: Job, first: int, state: TrainState | None) -> bool:
     job.folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(job.folder / "config.json", job.config)
 
-    # Blocking keeps programs with collectives from piling up on the CPU, where they deadlock.
-    wait = job.devices[0].platform == "cpu"
-    step_fn = job.pmap(lambda key, state, data, index: job.trainer.step(key, state, data[index]), (None, None, None, 0), None, donate=(1,))
-    begun = time.monotonic()
+    data = _replicate(job, job.data.train)
     if state is None:
         init = job.pmap(lambda key, _: job.trainer.init(_init_params(job.model, key, job.data)), (None, 0), None)
         state = init(job.keys["init"], np.arange(len(job.devices)))
     else:
         _say(f"continues from the checkpoint of step {first}")
         state = _replicate(job, state)
-    data = _replicate(job, job.data.train)
-    held_out_loss = _held_out_loss_fn(job)
-    sampler = make_sampler(job) if training["preview_every"] else None
-    pending, trained, rate_from = [], log["seconds"]["train"], None
+
+    def batch(step):
+        return job.split(batch_index(seed, step, len(job.data.train), batch_size))
+
+    begun = time.monotonic()
+    program = job.pmap(lambda key, state, data, index: job.trainer.step(key, state, data[index]), (None, None, None, 0), None, donate=(1,))
+    step_fn = program.lower(job.keys["train"], state, data, batch(first)).compile()
+    held_out_loss = _held_out_loss_fn(job, state.ema_params)
+    log["seconds"]["compile"] += time.monotonic() - begun
+    _say(f"compiled in {time.monotonic() - begun:.1f} s")
+    sampler = None
+    # Blocking keeps programs with collectives from piling up on the CPU, where they deadlock.
+    wait = job.devices[0].platform == "cpu"
+    pending, trained, begun = [], log["seconds"]["train"], time.monotonic()
+    rate_from = begun
 
     with _stop_requested() as stop, Progress(total, "train", "step", first) as progress, _events(job, first) as events:
-        progress.note("compiling the training step ...")
         for done in range(first + 1, total + 1):
-            index = job.split(batch_index(seed, done - 1, len(job.data.train), batch_size))
-            state, metrics = step_fn(job.keys["train"], state, data, index)
+            state, metrics = step_fn(job.keys["train"], state, data, batch(done - 1))
             pending.append(metrics)
-            if wait or done == first + 1:
+            if wait:
                 jax.block_until_ready(metrics)
-            if done == first + 1:
-                log["seconds"]["compile"] += time.monotonic() - begun
-                begun = rate_from = time.monotonic()
-                progress.began()
             due = {name: done == total or stop() or done % training[f"{name}_every"] == 0 for name in ("log", "eval", "checkpoint")}
             if due["log"] or due["checkpoint"]:
                 loss = _mean_loss(job, pending, done)
@@ -224,19 +229,20 @@ def _train_from(job: Job, first: int, state: TrainState | None) -> bool:
             if due["checkpoint"]:
                 job.checkpoints.save(done, state, job.config)
                 _write_metrics(job, log)
-            if sampler and done % training["preview_every"] == 0 and done < total:
+            if training["preview_every"] and done % training["preview_every"] == 0 and done < total:
+                sampler = sampler or make_sampler(job, state.ema_params)
                 _preview(job, sampler, state.ema_params, done, events)
             progress.update(done, loss=log["train_loss"][-1][1] if log["train_loss"] else float(metrics.loss))
             if stop():
                 job.checkpoints.wait()
                 _say(f"stopped at step {done} of {total}, which is saved; the same command continues from there")
-                return False
+                return False, sampler
     job.checkpoints.wait()
-    return True
+    return True, sampler
 
 
-def make_sampler(job: Job) -> Callable:
-    """The whole chain as one program: (params, chain indices [devices, share]) -> Trajectory, each field with [devices] in front.
+def make_sampler(job: Job, params) -> Callable:
+    """Compiles the whole chain as one program: (params, chain indices [devices, share]) -> Trajectory, [devices] in front of each field.
 
     Chain i draws from the run's key with i folded in, whatever the batch and the devices.
     """
@@ -259,12 +265,18 @@ def make_sampler(job: Job) -> Callable:
             num_snapshots=sampling["num_frames"],
         )
 
-    program = job.pmap(chains, (None, None, 0), 0)
+    index = job.split(np.arange(sampling["batch_size"]))
+    program = job.pmap(chains, (None, None, 0), 0).lower(job.keys["sample"], params, index).compile()
     return lambda params, index: program(job.keys["sample"], params, index)
 
 
-def sample(job: Job, hint: bool = True) -> None:
+def sample(job: Job, sampler: Callable | None = None, hint: bool = True) -> None:
     """Samples by annealed Langevin dynamics with the newest checkpoint's averaged parameters.
+
+    Args:
+        job: From `prepare`.
+        sampler: What `make_sampler` made for this job, if it was called before.
+        hint: Whether to say what one may run next.
 
     Raises:
         FloatingPointError: If a chain is not finite, with the level where that began.
@@ -273,11 +285,14 @@ def sample(job: Job, hint: bool = True) -> None:
     sampling = job.config["sampling"]
     step, state = job.checkpoints.restore(job.state_shape)
     params = _replicate(job, state.ema_params)
-    sampler = make_sampler(job)
     number, batch_size = sampling["num_samples"], sampling["batch_size"]
-    samples, frames, begun = [], [], time.monotonic()
     _say(f"samples {number} images with the parameters of step {step}: {len(job.sigmas)} levels x {sampling['num_steps']} steps, "
          f"step size {job.step_size:.3g}")
+    if sampler is None:
+        begun = time.monotonic()
+        sampler = make_sampler(job, params)
+        _say(f"compiled in {time.monotonic() - begun:.1f} s")
+    samples, frames, begun = [], [], time.monotonic()
     with Progress(number, "sample", "image") as progress:
         for start in range(0, number, batch_size):
             trajectory = sampler(params, job.split(start + np.arange(batch_size)))
@@ -393,11 +408,12 @@ def _merge(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _held_out_loss_fn(job: Job) -> Callable[[Any], float]:
+def _held_out_loss_fn(job: Job, params) -> Callable[[Any], float]:
     """params -> mean held-out loss, always over the same examples, levels and noise."""
     training, number = job.config["training"], len(job.data.held_out)
     program = job.pmap(lambda key, params, data, index: job.trainer.loss(key, params, data[index])[0], (None, None, None, 0), None)
     data = _replicate(job, job.data.held_out)
+    program = program.lower(job.keys["evaluate"], params, data, job.split(np.zeros(training["batch_size"], np.int32))).compile()
 
     def held_out_loss(params) -> float:
         losses = []

@@ -38,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """
     try:
         content = json.loads(Path(path).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): restore it from a copy, or delete it") from error
@@ -61,7 +61,7 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
     try:
         probe.write_bytes(b"x" * 4096)
     except OSError as error:
-        raise OSError(f"--workdir={folder} cannot be written ({error.strerror}): free it, or choose another --workdir") from error
+        raise OSError(f"--workdir={folder} cannot be written ({error.strerror}): make it writable, or choose another --workdir") from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
