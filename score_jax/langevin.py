@@ -131,7 +131,9 @@ def annealed_langevin_trajectory(
         level = jnp.full(len(x), i, jnp.int32)
         x = _steps(keys, score_fn, x, level, alpha, i * num_steps + np.arange(num_steps))
         finite = jnp.isfinite(x.reshape(len(x), -1)).all(axis=1)
-        return (x, snapshots.at[slot].set(x, mode="drop")), finite
+        if num_snapshots:
+            snapshots = snapshots.at[slot].set(x, mode="drop")
+        return (x, snapshots), finite
 
     snapshots = jnp.zeros((num_snapshots, *x.shape), x.dtype)
     (x, snapshots), finite = jax.lax.scan(one_level, (x, snapshots), (np.arange(num_levels), alphas, slots))

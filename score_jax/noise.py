@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.typing import Array, Batch, Index, Keys, Levels, OneKey, Sigmas
+from score_jax.typing import Array, Batch, Float, Index, Keys, Levels, OneKey, Sigmas
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sigmas:
@@ -106,7 +106,7 @@ def stratified_levels(key: OneKey, index: Index, *, batch_size: int, num_levels:
     return jnp.minimum(level, num_levels - 1)  # 1 - 2**-25 rounds to 1 in float32
 
 
-def per_example(values: Array, x: Array) -> Array:
+def per_example(values: Float[Array, "batch"], x: Batch) -> Array:
     """`values` [batch], shaped [batch, 1, ..., 1] so that they multiply `x` [batch, *event]."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 

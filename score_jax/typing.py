@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt8
 
-Scalar: TypeAlias = float | Float[Array, ""] | Float[np.ndarray, ""]
+Scalar: TypeAlias = float | np.floating | Float[Array, ""] | Float[np.ndarray, ""]
 Batch: TypeAlias = Float[Array, "batch *event"] | Float[np.ndarray, "batch *event"]
-Images: TypeAlias = Float[Array, "batch height width channels"]
-Pixels: TypeAlias = UInt8[Array, "batch height width channels"]
+Images: TypeAlias = Float[Array, "batch height width channels"] | Float[np.ndarray, "batch height width channels"]
+Pixels: TypeAlias = UInt8[Array, "batch height width channels"] | UInt8[np.ndarray, "batch height width channels"]
 Levels: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
 Sigmas: TypeAlias = Float[Array, "levels"] | Float[np.ndarray, "levels"]
 Losses: TypeAlias = Float[Array, "batch"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from score_jax.typing import Array, Float, Levels
 
-FeatureMap = Float[Array, "batch height width features"]
+FeatureMap = Float[Array, "batch _ _ _"]
 
 
 def flat_uniform(bound: float):

@@ -6,6 +6,7 @@ Reference: Song & Ermon (2019), appendix A.
 import functools
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from score_jax.models.layers import ConditionalInstanceNormPlus, Conv
 from score_jax.models.refinenet import RefineBlock, ResidualBlock
@@ -46,6 +47,7 @@ class NCSN(nn.Module):
         check_even(*x.shape[1:3])
         n = self.width
         norm = functools.partial(ConditionalInstanceNormPlus, num_levels=self.num_levels)
+        x = jnp.asarray(x)
         h = Conv(n, name="begin_conv")(2 * x - 1 if self.centered else x)
         stages = []
         for stage, (features, down, dilation) in enumerate([(n, False, 1), (2 * n, True, 1), (2 * n, True, 2), (2 * n, True, 4)], 1):

@@ -1,0 +1,55 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, flat_uniform, mean_pool_2x2, mean_pool_5x5, resize_aligned
+
+
+def test_conv_with_a_centered_kernel_is_the_identity():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 5, 2))
+    kernel = jnp.zeros((3, 3, 2, 2)).at[1, 1].set(jnp.eye(2))
+    for dilation in (1, 2, 4):
+        y = Conv(2, dilation=dilation, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+        np.testing.assert_array_equal(y, x)
+
+
+def test_dilation_reaches_further():
+    kernel = jnp.zeros((3, 3, 1, 1)).at[0, 1].set(1.0)
+    x = jnp.zeros((1, 8, 8, 1)).at[0, 3, 4, 0].set(1.0)
+    y = Conv(1, dilation=2, use_bias=False).apply({"params": {"kernel": kernel}}, x)
+    assert np.argwhere(y).tolist() == [[0, 5, 4, 0]]
+
+
+def test_instance_norm_removes_mean_and_scale_and_adds_the_means_back():
+    h = 3 + 5 * jax.random.normal(jax.random.key(1), (4, 16, 16, 6)) * jnp.arange(1.0, 7.0)[None, None, None]
+    norm = ConditionalInstanceNormPlus(num_levels=2)
+    embedding = jnp.concatenate([jnp.ones((2, 6)), jnp.array([[0.0], [1.0]]) * jnp.ones((2, 6)), jnp.zeros((2, 6))], 1)
+    plain = norm.apply({"params": {"embedding": embedding}}, h, jnp.zeros(4, int))
+    np.testing.assert_allclose(plain.mean((1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(plain.std((1, 2)), 1, atol=1e-4)
+    with_means = norm.apply({"params": {"embedding": embedding}}, h, jnp.ones(4, int))
+    means = np.asarray((with_means - plain)[:, 0, 0], np.float64)
+    np.testing.assert_allclose(means.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(means.std(1, ddof=1), 1, atol=1e-3)
+    assert np.corrcoef(means[0], np.asarray(h.mean((1, 2)))[0])[0, 1] > 0.9999
+
+
+def test_pooling():
+    h = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    np.testing.assert_array_equal(mean_pool_2x2(h)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
+    ones = mean_pool_5x5(jnp.ones((1, 6, 6, 1)))[0, :, :, 0]
+    np.testing.assert_allclose([ones[0, 0], ones[2, 2], ones[0, 2]], [9 / 25, 1, 15 / 25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (5, 9), (4, 3)])
+def test_resize_keeps_linear_functions_and_corners(size):
+    rows, columns = jnp.linspace(0, 1, 4), jnp.linspace(0, 1, 3)
+    h = (2 * rows[:, None] - 3 * columns[None])[None, :, :, None]
+    expected = 2 * np.linspace(0, 1, size[0])[:, None] - 3 * np.linspace(0, 1, size[1])[None]
+    np.testing.assert_allclose(resize_aligned(h, size)[0, :, :, 0], expected, atol=1e-6)
+
+
+def test_flat_uniform_equals_a_shaped_draw():
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(flat_uniform(0.5)(key, (3, 3, 2, 4)), jax.random.uniform(key, (3, 3, 2, 4), minval=-0.5, maxval=0.5))
