@@ -1,9 +1,9 @@
 """Trains, samples and evaluates noise conditional score networks.
 
-    python main.py                                      the digits, from data to samples, in runs/digits
-    python main.py --config=configs/x.py --config.optim.learning_rate=1e-4 --workdir=runs/mine
-    python main.py --workdir=runs/mine --mode=sample    the config saved there; flags override it
-    python main.py --workdir=runs/mine --mode=evaluate  the held-out loss at every noise level
+python main.py                                      the digits, from data to samples, in runs/digits
+python main.py --config=configs/x.py --config.optim.learning_rate=1e-4 --workdir=runs/mine
+python main.py --workdir=runs/mine --mode=sample    the config saved there; flags override it
+python main.py --workdir=runs/mine --mode=evaluate  the held-out loss at every noise level
 """
 
 import argparse
@@ -65,7 +65,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any], Path, int]:
         setting = re.match(r"flag --config\.([^=]*)=(.*?): ", str(error))
         if setting and setting[1] in settings:
             wanted = type(settings[setting[1]]).__name__
-            raise ValueError(f"--config.{setting[1]}={setting[2]} must be of type {wanted}, like {settings[setting[1]]!r}") from error
+            raise ValueError(
+                f"--config.{setting[1]}={setting[2]} must be of type {wanted}, like {settings[setting[1]]!r}"
+            ) from error
         raise ValueError(f"{_sentence(error)} (python main.py --help lists the flags)") from error
     if unparsed:
         raise ValueError(f"{unparsed[0]!r} is not a flag: write --name=value (python main.py --help lists the flags)")
@@ -91,7 +93,9 @@ def choose_devices(config: dict[str, Any], requested: int) -> Sequence[jax.Devic
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sizes = (config["training"]["batch_size"], config["sampling"]["batch_size"])
     fitting = max(n for n in range(1, cores + 1) if all(size % n == 0 for size in sizes))
-    jax.config.update("jax_num_cpu_devices", requested or (fitting if 2 * fitting > cores else cores))  # accelerators do not heed it
+    jax.config.update(
+        "jax_num_cpu_devices", requested or (fitting if 2 * fitting > cores else cores)
+    )  # accelerators do not heed it
     devices = jax.local_devices()
     if requested > len(devices):
         raise ValueError(f"--devices={requested} is more than there are: {len(devices)} x {devices[0].device_kind}")
@@ -108,7 +112,10 @@ def _load_config(name: str) -> ml_collections.ConfigDict:
     values = flags.FlagValues()
     arguments = ["main.py", f"--config={file}{colon}{variant}"]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    values(arguments)
+    try:
+        values(arguments)
+    except Exception as error:  # whatever the file's own code raises
+        raise ValueError(f"--config={name}: {file} cannot be loaded ({type(error).__name__}: {_sentence(error)})") from error
     return values.config
 
 
@@ -130,7 +137,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"main.py: cannot write to --workdir={folder} ({error}): what was complete stays; free the disk and run again", file=sys.stderr)
+        print(
+            f"main.py: cannot write to --workdir={folder} ({error}): what was complete stays; free the disk and run again",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

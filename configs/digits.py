@@ -18,13 +18,17 @@ def get_config() -> ml_collections.ConfigDict:
     data.flip = False
 
     config.noise = noise = ml_collections.ConfigDict()
-    noise.sigma_max = 2.0
+    noise.sigma_max = 1.0
     noise.sigma_min = 0.03
-    noise.num_levels = 16
+    noise.num_levels = 32
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "unet"
     model.width = 24
+    model.heads = 4
+    model.groups = 4
+    model.data_mean = 0.3
+    model.data_std = 0.35
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dsm"
@@ -42,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.training = training = ml_collections.ConfigDict()
     training.batch_size = 128
-    training.num_steps = 3000
+    training.num_steps = 2000
     training.log_every = 50
     training.eval_every = 250
     training.eval_batches = 16
@@ -54,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.num_samples = 1000
     sampling.batch_size = 128
     sampling.start = "normal"  # 0.5 + sigma_max z; or "uniform" in [0, 1]
-    sampling.num_steps = 20  # per noise level
+    sampling.num_steps = 10  # per noise level
     sampling.step_size = 0.0  # 0 chooses it by NCSNv2's technique 4
     sampling.denoise = True
     sampling.num_frames = 16  # of the animation

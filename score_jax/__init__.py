@@ -3,6 +3,7 @@
 The map of the package; importing it imports nothing but this page.
 
     typing      the shapes and the three protocols: ScoreFn, LossFn, Trainer
+    config      what a config may say, checked before anything runs
     noise       noise levels, perturbed data, one random key per example
     schedule    step sizes and noise levels from the data (NCSNv2's techniques)
     losses      dsm: denoising score matching
@@ -15,6 +16,8 @@ The map of the package; importing it imports nothing but this page.
     checkpoint  the state of training <-> disk
     evaluation  the objective at every noise level
     images      grids, animations and curves as files
+    progress    one line that redraws
+    workdir     what a run leaves in its folder, whole or not at all
     run         what `main.py` does: train, sample, evaluate
 
 Two values cross every border: a score function `(x, level) -> score` and `sigmas`, the decreasing

@@ -52,7 +52,9 @@ class Checkpoints:
             return
         state = jax.tree.map(np.asarray, state)
         meta = {"crc": _checksums(state), "config": dict(config)}
-        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)), force=True)
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)), force=True
+        )
 
     def wait(self) -> None:
         """Returns once everything is on disk."""
@@ -79,20 +81,25 @@ class Checkpoints:
                 problems.append(f"step {step}: {_first_line(error)}")
                 logging.getLogger(__name__).warning("checkpoint %s is unusable (%s)", self.folder / str(step), _first_line(error))
         if problems:
-            raise ValueError(f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore that folder from a copy, "
-                             "or delete it to begin anew")
+            raise ValueError(
+                f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore that folder from a copy, "
+                "or delete it to begin anew"
+            )
         return None
 
     def _restore(self, step: int, target: Any) -> Any:
         # A checkpointer of its own per step: reading makes nothing and cleans nothing up.
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             restored = checkpointer.restore(
-                self.folder / str(step), args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
+                self.folder / str(step),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()),
             )
         for (path, leaf), wanted in zip(jax.tree_util.tree_leaves_with_path(restored.state), jax.tree.leaves(target), strict=True):
             if leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
-                raise ValueError(f"{jax.tree_util.keystr(path)} is {leaf.dtype} {leaf.shape}, this network's is {wanted.dtype} {wanted.shape}")
-        if (damaged := [name for name, crc in _checksums(restored.state).items() if restored.meta["crc"].get(name) != crc]):
+                raise ValueError(
+                    f"{jax.tree_util.keystr(path)} is {leaf.dtype} {leaf.shape}, this network's is {wanted.dtype} {wanted.shape}"
+                )
+        if damaged := [name for name, crc in _checksums(restored.state).items() if restored.meta["crc"].get(name) != crc]:
             raise ValueError(f"{damaged[0]} differs from its checksum")
         return restored.state
 

@@ -69,8 +69,16 @@ RULES: dict[str, Rule] = {
 }
 
 # What may differ when a run is continued; the rest decides which run it is.
-FREE_TO_CONTINUE = ("training.num_steps", "training.log_every", "training.eval_every", "training.eval_batches", "training.preview_every",
-                    "training.checkpoint_every", "training.keep_checkpoints", "sampling.")
+FREE_TO_CONTINUE = (
+    "training.num_steps",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batches",
+    "training.preview_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "sampling.",
+)
 # What may differ when its network is only used.
 FREE_TO_USE = ("seed", "loss.", "optim.", "training.", "sampling.")
 
@@ -90,11 +98,14 @@ def validate(config: Mapping[str, Any]) -> None:
     for name in settings:
         if name not in RULES and not name.startswith("model."):
             section = name.rpartition(".")[0]
-            known = [rule for rule in RULES if rule.rpartition(".")[0] == section] or sorted({rule.split(".")[0] for rule in RULES} | {"model"})
+            known = [rule for rule in RULES if section and rule.rpartition(".")[0] == section]
+            known = known or sorted({rule.split(".")[0] for rule in RULES} | {"model"})
             raise ValueError(f"config.{name} is not a setting: choose among {', '.join(known)}")
     for name in (*RULES, "model.name"):
         if name not in settings:
-            raise ValueError(f"config.{name} is missing: it must be {RULES[name].words if name in RULES else 'the name of a network'}")
+            raise ValueError(
+                f"config.{name} is missing: it must be {RULES[name].words if name in RULES else 'the name of a network'}"
+            )
     for name, rule in RULES.items():
         value = settings[name]
         kinds = (int, float) if rule.kind is float else (rule.kind,)
@@ -108,18 +119,28 @@ def validate(config: Mapping[str, Any]) -> None:
 def _validate_together(settings: Mapping[str, Any]) -> None:
     sigma_max, sigma_min, num_levels = (settings[f"noise.{name}"] for name in ("sigma_max", "sigma_min", "num_levels"))
     if (sigma_max != sigma_min) if num_levels == 1 else (sigma_max <= sigma_min):
-        raise ValueError(f"config.noise: {num_levels} levels from sigma_max={sigma_max:g} to sigma_min={sigma_min:g} do not decrease; "
-                         "sigma_max must be above sigma_min (with a single level, equal to it)")
+        raise ValueError(
+            f"config.noise: {num_levels} levels from sigma_max={sigma_max:g} to sigma_min={sigma_min:g} do not decrease; "
+            "sigma_max must be above sigma_min (with a single level, equal to it)"
+        )
     if num_levels == 1 and settings["sampling.step_size"] == 0:
-        raise ValueError("config.sampling.step_size=0 asks for technique 4, which needs two or more noise levels: set the step size")
+        raise ValueError(
+            "config.sampling.step_size=0 asks for technique 4, which needs two or more noise levels: set the step size"
+        )
     if settings["sampling.num_frames"] > num_levels:
-        raise ValueError(f"config.sampling.num_frames={settings['sampling.num_frames']} must be at most the number of noise levels, {num_levels}")
+        raise ValueError(
+            f"config.sampling.num_frames={settings['sampling.num_frames']} must be at most the number of noise levels, {num_levels}"
+        )
     if settings["sampling.step_size"] >= 2 * sigma_min**2:
-        raise ValueError(f"config.sampling.step_size={settings['sampling.step_size']:g} must be below 2 * sigma_min**2 = {2 * sigma_min**2:g}, "
-                         "above which Langevin dynamics diverges (0 chooses one by technique 4)")
+        raise ValueError(
+            f"config.sampling.step_size={settings['sampling.step_size']:g} must be below 2 * sigma_min**2 = {2 * sigma_min**2:g}, "
+            "above which Langevin dynamics diverges (0 chooses one by technique 4)"
+        )
     if settings["optim.warmup_steps"] >= settings["training.num_steps"]:
-        raise ValueError(f"config.optim.warmup_steps={settings['optim.warmup_steps']} must be below "
-                         f"config.training.num_steps={settings['training.num_steps']}")
+        raise ValueError(
+            f"config.optim.warmup_steps={settings['optim.warmup_steps']} must be below "
+            f"config.training.num_steps={settings['training.num_steps']}"
+        )
 
 
 def check_divides(batch_size: int, num_devices: int, name: str) -> None:

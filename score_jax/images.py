@@ -49,7 +49,7 @@ def save_webp(path: Path, pictures: Sequence[np.ndarray], milliseconds: int = 18
     frames[0].save(path, format="WEBP", save_all=True, append_images=frames[1:], duration=durations, loop=0, lossless=True)
 
 
-def save_curves(path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str) -> None:
+def save_curves(path: Path, curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], xlabel: str, ylabel: str) -> None:
     """Draws named curves (x values, y values) into one PNG; the y axis leaves out the first tenth's peaks."""
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)

@@ -34,8 +34,10 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
     if not 0 < sigma_min <= sigma_max < math.inf:
         raise ValueError(f"sigma_max={sigma_max} and sigma_min={sigma_min} must be finite with sigma_max >= sigma_min > 0")
     if (num_levels == 1) != (sigma_min == sigma_max):
-        raise ValueError(f"num_levels={num_levels} levels from sigma_max={sigma_max} to sigma_min={sigma_min} do not decrease: "
-                         "use sigma_min < sigma_max with 2 or more levels, or equal ones with 1")
+        raise ValueError(
+            f"num_levels={num_levels} levels from sigma_max={sigma_max} to sigma_min={sigma_min} do not decrease: "
+            "use sigma_min < sigma_max with 2 or more levels, or equal ones with 1"
+        )
     sigmas = np.geomspace(sigma_max, sigma_min, num_levels)
     return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
 
@@ -55,8 +57,10 @@ def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> np.ndarray |
         raise ValueError(f"sigmas must be positive and finite, got {values.tolist()}")
     if (rising := np.flatnonzero(np.diff(values) >= 0)).size:
         i = int(rising[0])
-        raise ValueError(f"sigmas must decrease, but sigmas[{i}]={values[i]:g} is followed by {values[i + 1]:g}: "
-                         "put the largest first and do not repeat one")
+        raise ValueError(
+            f"sigmas must decrease, but sigmas[{i}]={values[i]:g} is followed by {values[i + 1]:g}: "
+            "put the largest first and do not repeat one"
+        )
     return sigmas
 
 

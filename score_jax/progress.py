@@ -24,7 +24,9 @@ class Progress:
         self._bar = None
         if sys.stderr.isatty():
             layout = "{desc} {percentage:3.0f}% |{bar}| {n}/{total} {rate_fmt}, {remaining} left{postfix}"
-            self._bar = tqdm.tqdm(total=total, initial=start, desc=label, unit=f" {unit}s", dynamic_ncols=True, bar_format=layout, smoothing=0.05)
+            self._bar = tqdm.tqdm(
+                total=total, initial=start, desc=label, unit=f" {unit}s", dynamic_ncols=True, bar_format=layout, smoothing=0.05
+            )
 
     def __enter__(self):
         return self
@@ -49,7 +51,10 @@ class Progress:
         rate = (done - self._start) / max(now - self._began, 1e-9)
         left = (self._total - done) / max(rate, 1e-9)
         shown = "".join(f"  {name} {value:.4g}" for name, value in values.items())
-        print(f"{self._label} {done}/{self._total}{shown}  {rate:.3g} {self._unit}s/s  {int(left) // 60}:{int(left) % 60:02d} left", flush=True)
+        print(
+            f"{self._label} {done}/{self._total}{shown}  {rate:.3g} {self._unit}s/s  {int(left) // 60}:{int(left) % 60:02d} left",
+            flush=True,
+        )
         self._printed_done, self._printed_at = done, now
 
     def note(self, text: str) -> None:

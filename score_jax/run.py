@@ -1,6 +1,7 @@
 """What `main.py` does: prepares a job from a config, then trains, samples or evaluates it in a folder.
 
-The only module that knows all others, and the only one that compiles for many devices: below it travel numbers, arrays and functions.
+The only module that knows all others, and the only one that compiles for many devices: below it travel numbers, arrays and
+functions.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from score_jax.noise import example_keys, geometric_sigmas, standard_normal, sta
 from score_jax.progress import Progress
 from score_jax.schedule import step_size_for
 from score_jax.training import Trainer, TrainState, make_trainer
+from score_jax.typing import Images, Keys, Pixels
 
 # Names that a config may use. A network is built from the noise levels and its own fields.
 SOURCES: dict[str, Callable[[str], Dataset]] = {"digits": lambda path: sources.digits(), "npz": sources.npz}
@@ -61,7 +63,6 @@ class Job:
     sigmas: jax.Array
     step_size: float
     trainer: Trainer
-    prepare: Callable
     keys: Mapping[str, jax.Array]
     checkpoints: Checkpoints
     state_shape: TrainState
@@ -104,21 +105,7 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
     for name in ("training", "sampling"):
         config_lib.check_divides(config[name]["batch_size"], len(devices), f"{name}.batch_size")
 
-    def prepare_examples(keys, pixels):
-        draw_keys, flip_keys = _split_each(keys)
-        x = dequantize(draw_keys, pixels, data.num_values) if config["data"]["dequantize"] else rescale(pixels, data.num_values)
-        return random_flip(flip_keys, x) if config["data"]["flip"] else x
-
-    trainer = make_trainer(
-        lambda params, x, level: model.apply({"params": params}, x, level),
-        _lookup(LOSSES, config["loss"]["name"], "loss.name"),
-        _build_optimizer(config["optim"], config["training"]["num_steps"]),
-        sigmas,
-        prepare=prepare_examples,
-        draw_levels=LEVELS[config["loss"]["levels"]],
-        ema_decay=config["optim"]["ema_decay"],
-        axis_name=AXIS,
-    )
+    trainer = build_trainer(config, data, model, sigmas, AXIS)
     sampling = config["sampling"]
     names = ("init", "train", "sample", "evaluate")
     job = Job(
@@ -130,21 +117,49 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
         sigmas=sigmas,
         step_size=sampling["step_size"] or step_size_for(sigmas, sampling["num_steps"]),
         trainer=trainer,
-        prepare=prepare_examples,
         keys=dict(zip(names, jax.random.split(jax.random.key(config["seed"]), len(names)), strict=True)),
         checkpoints=Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"]),
         state_shape=jax.eval_shape(lambda: trainer.init(_init_params(model, jax.random.key(0), data))),
     )
     if mode != "train" and not job.checkpoints.steps():
-        raise FileNotFoundError(f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir")
+        raise FileNotFoundError(
+            f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir"
+        )
     if mode == "train" and (steps := job.checkpoints.steps()) and steps[0] > config["training"]["num_steps"]:
-        raise ValueError(f"--workdir={folder} has been trained for {steps[0]} steps, more than config.training.num_steps="
-                         f"{config['training']['num_steps']}: ask for more steps, or choose another --workdir")
+        raise ValueError(
+            f"--workdir={folder} has been trained for {steps[0]} steps, more than config.training.num_steps="
+            f"{config['training']['num_steps']}: ask for more steps, or choose another --workdir"
+        )
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.state_shape))
     sample_bytes = 4 * sampling["num_samples"] * int(np.prod(data.train.shape[1:]))
     kept = config["training"]["keep_checkpoints"] + 1 if mode == "train" else 0
     workdir.check_writable(folder, kept * state_bytes + 2 * sample_bytes + 10_000_000)
     return job
+
+
+def build_trainer(config: Mapping[str, Any], data: Dataset, model: nn.Module, sigmas: jax.Array, axis_name: str | None) -> Trainer:
+    """The trainer that a config describes; `axis_name` as in `training.make_trainer`.
+
+    Raises:
+        ValueError: If the config names an objective that is not known.
+    """
+    return make_trainer(
+        lambda params, x, level: model.apply({"params": params}, x, level),
+        _lookup(LOSSES, config["loss"]["name"], "loss.name"),
+        _build_optimizer(config["optim"], config["training"]["num_steps"]),
+        sigmas,
+        prepare=functools.partial(prepare_examples, config["data"], data.num_values),
+        draw_levels=LEVELS[config["loss"]["levels"]],
+        ema_decay=config["optim"]["ema_decay"],
+        axis_name=axis_name,
+    )
+
+
+def prepare_examples(settings: Mapping[str, Any], num_values: int, keys: Keys, pixels: Pixels) -> Images:
+    """Stored pixels as the network sees them, in [0, 1]; dequantised and flipped at random if `settings` say so."""
+    draw_keys, flip_keys = _split_each(keys)
+    x = dequantize(draw_keys, pixels, num_values) if settings["dequantize"] else rescale(pixels, num_values)
+    return random_flip(flip_keys, x) if settings["flip"] else x
 
 
 def train(job: Job) -> None:
@@ -197,7 +212,9 @@ def _train_from(job: Job, first: int, state: TrainState | None) -> tuple[bool, C
         return job.split(batch_index(seed, step, len(job.data.train), batch_size))
 
     begun = time.monotonic()
-    program = job.pmap(lambda key, state, data, index: job.trainer.step(key, state, data[index]), (None, None, None, 0), None, donate=(1,))
+    program = job.pmap(
+        lambda key, state, data, index: job.trainer.step(key, state, data[index]), (None, None, None, 0), None, donate=(1,)
+    )
     step_fn = program.lower(job.keys["train"], state, data, batch(first)).compile()
     held_out_loss = _held_out_loss_fn(job, state.ema_params)
     log["seconds"]["compile"] += time.monotonic() - begun
@@ -242,7 +259,7 @@ def _train_from(job: Job, first: int, state: TrainState | None) -> tuple[bool, C
 
 
 def make_sampler(job: Job, params) -> Callable:
-    """Compiles the whole chain as one program: (params, chain indices [devices, share]) -> Trajectory, [devices] in front of each field.
+    """Compiles the whole chain as one program: (params, chain indices [devices, share]) -> Trajectory, led by [devices].
 
     Chain i draws from the run's key with i folded in, whatever the batch and the devices.
     """
@@ -286,8 +303,10 @@ def sample(job: Job, sampler: Callable | None = None, hint: bool = True) -> None
     step, state = job.checkpoints.restore(job.state_shape)
     params = _replicate(job, state.ema_params)
     number, batch_size = sampling["num_samples"], sampling["batch_size"]
-    _say(f"samples {number} images with the parameters of step {step}: {len(job.sigmas)} levels x {sampling['num_steps']} steps, "
-         f"step size {job.step_size:.3g}")
+    _say(
+        f"samples {number} images with the parameters of step {step}: {len(job.sigmas)} levels x {sampling['num_steps']} steps, "
+        f"step size {job.step_size:.3g}"
+    )
     if sampler is None:
         begun = time.monotonic()
         sampler = make_sampler(job, params)
@@ -297,7 +316,7 @@ def sample(job: Job, sampler: Callable | None = None, hint: bool = True) -> None
         for start in range(0, number, batch_size):
             trajectory = sampler(params, job.split(start + np.arange(batch_size)))
             samples.append(_checked_chains(job, trajectory, start))
-            if start < GRID:
+            if sampling["num_frames"] and start < GRID:
                 frames.append(_merge(np.moveaxis(np.asarray(trajectory.snapshots), 1, 2)))
             progress.update(min(start + batch_size, number))
     samples = np.clip(np.concatenate(samples)[:number], 0, 1)
@@ -333,7 +352,7 @@ def evaluate(job: Job) -> None:
 
     def batch_losses(key, params, data, index):
         prepare_key, loss_key = jax.random.split(key)
-        x = job.prepare(example_keys(prepare_key, index), data[index % number])
+        x = prepare_examples(job.config["data"], job.data.num_values, example_keys(prepare_key, index), data[index % number])
         return losses_per_level(loss_key, loss_fn, functools.partial(job.apply, params), x, index, job.sigmas)
 
     program = job.pmap(batch_losses, (None, None, None, 0), 0)
@@ -434,8 +453,10 @@ def _mean_loss(job: Job, pending: list, done: int) -> float:
         what = f"the loss at noise level {level} (sigma {float(job.sigmas[level]):.4g})" if level >= 0 else "the gradient"
         saved = job.checkpoints.steps()
         kept = f"the checkpoint of step {saved[0]} stays" if saved else "no checkpoint had been written yet"
-        raise FloatingPointError(f"{what} is not finite at step {step}: {kept}; lower config.optim.learning_rate="
-                                 f"{job.config['optim']['learning_rate']:g}, or set config.optim.clip_norm")
+        raise FloatingPointError(
+            f"{what} is not finite at step {step}: {kept}; lower config.optim.learning_rate="
+            f"{job.config['optim']['learning_rate']:g}, or set config.optim.clip_norm"
+        )
     return float(np.mean([float(metrics.loss) for metrics in pending]))
 
 
@@ -446,8 +467,10 @@ def _checked_chains(job: Job, trajectory, start: int) -> np.ndarray:
         finite = _merge(np.moveaxis(np.asarray(trajectory.finite), 1, 2))  # [batch, levels]
         chain = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(1)))
         where = "the last denoising step" if finite[chain].all() else f"noise level {int(np.argmin(finite[chain]))}"
-        raise FloatingPointError(f"chain {start + chain} is not finite after {where}: lower config.sampling.step_size "
-                                 f"(now {job.step_size:.3g}), or train the network longer")
+        raise FloatingPointError(
+            f"chain {start + chain} is not finite after {where}: lower config.sampling.step_size "
+            f"(now {job.step_size:.3g}), or train the network longer"
+        )
     return x
 
 
@@ -484,9 +507,11 @@ def _samples_are_those_of(job: Job) -> bool:
 def _describe(job: Job) -> str:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(job.state_shape.params))
     kind = job.devices[0].device_kind
-    return (f"{job.config['model']['name']} of {parameters:,} parameters, {len(job.data.train)} training images "
-            f"{list(job.data.train.shape[1:])}, {len(job.sigmas)} noise levels from {job.config['noise']['sigma_max']:g} to "
-            f"{job.config['noise']['sigma_min']:g}, {len(job.devices)} x {kind}")
+    return (
+        f"{job.config['model']['name']} of {parameters:,} parameters, {len(job.data.train)} training images "
+        f"{list(job.data.train.shape[1:])}, {len(job.sigmas)} noise levels from {job.config['noise']['sigma_max']:g} to "
+        f"{job.config['noise']['sigma_min']:g}, {len(job.devices)} x {kind}"
+    )
 
 
 def _say(text: str) -> None:

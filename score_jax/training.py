@@ -123,6 +123,6 @@ def make_trainer(
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema_params = jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), state.ema_params, params)
-        return TrainState(state.step + 1, params, ema_params, opt_state), Metrics(value, optax.global_norm(grads), nonfinite_level)
+        return TrainState(state.step + 1, params, ema_params, opt_state), Metrics(value, optax.tree.norm(grads), nonfinite_level)
 
     return Trainer(init, step, loss)

@@ -1,6 +1,6 @@
 """What a run leaves in its folder, and how it is written: whole or not at all.
 
-    config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png  preview.png  events.out.*
+config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png  preview.png  events.out.*
 """
 
 import contextlib
@@ -61,11 +61,15 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
     try:
         probe.write_bytes(b"x" * 4096)
     except OSError as error:
-        raise OSError(f"--workdir={folder} cannot be written ({error.strerror}): make it writable, or choose another --workdir") from error
+        raise OSError(
+            f"--workdir={folder} cannot be written ({error.strerror}): make it writable, or choose another --workdir"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
-        raise OSError(f"--workdir={folder} has {free / 1e6:.0f} MB of free disk, but this run needs about {needed_bytes / 1e6:.0f} MB: "
-                      "free some, or choose another --workdir")
+        raise OSError(
+            f"--workdir={folder} has {free / 1e6:.0f} MB of free disk, but this run needs about {needed_bytes / 1e6:.0f} MB: "
+            "free some, or choose another --workdir"
+        )

@@ -1,8 +1,14 @@
 """Two CPU devices, shapes checked in every annotated function, no silent broadcasting of ranks."""
 
 import os
+import shutil
+import tempfile
 
+# Before jax is imported, and for the processes that tests start.
 os.environ.setdefault("NPROC", "32")  # enough threads for collectives of CPU devices on few cores
+CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")  # what one test compiled need not be compiled again by another
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 import pytest
@@ -16,3 +22,5 @@ install_import_hook("score_jax", "beartype.beartype")
 @pytest.fixture(autouse=True, scope="session")
 def two_devices():
     assert len(jax.devices()) == 2
+    yield
+    shutil.rmtree(CACHE, ignore_errors=True)

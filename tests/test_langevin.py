@@ -86,7 +86,9 @@ def test_last_denoising_is_one_denoise_more():
     np.testing.assert_allclose(denoised, denoise(GAUSSIAN, end, jnp.full(8, 5), SIGMAS), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("num_snapshots", "levels"), [(6, [0, 1, 2, 3, 4, 5]), (3, [1, 3, 5]), (4, [0, 2, 3, 5]), (1, [5]), (0, [])])
+@pytest.mark.parametrize(
+    ("num_snapshots", "levels"), [(6, [0, 1, 2, 3, 4, 5]), (3, [1, 3, 5]), (4, [0, 2, 3, 5]), (1, [5]), (0, [])]
+)
 def test_snapshots_are_the_ends_of_evenly_spread_levels(num_snapshots, levels):
     keys, x = chains(4)
     run = functools.partial(annealed_langevin_trajectory, keys, GAUSSIAN, x, step_size=0.01, num_steps=3)

@@ -52,4 +52,6 @@ def test_resize_keeps_linear_functions_and_corners(size):
 
 def test_flat_uniform_equals_a_shaped_draw():
     key = jax.random.key(2)
-    np.testing.assert_array_equal(flat_uniform(0.5)(key, (3, 3, 2, 4)), jax.random.uniform(key, (3, 3, 2, 4), minval=-0.5, maxval=0.5))
+    np.testing.assert_array_equal(
+        flat_uniform(0.5)(key, (3, 3, 2, 4)), jax.random.uniform(key, (3, 3, 2, 4), minval=-0.5, maxval=0.5)
+    )

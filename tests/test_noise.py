@@ -45,8 +45,14 @@ def test_bad_sigmas_are_refused(arguments, words):
 
 @pytest.mark.parametrize(
     ("sigmas", "words"),
-    [([1.0, 2.0], r"sigmas\[0\]=1 is followed by 2"), ([1.0, 1.0], "decrease"), ([[1.0]], "one-dimensional"), ([1.0, -1.0], "positive"),
-     ([np.nan], "finite"), ([], "empty")],
+    [
+        ([1.0, 2.0], r"sigmas\[0\]=1 is followed by 2"),
+        ([1.0, 1.0], "decrease"),
+        ([[1.0]], "one-dimensional"),
+        ([1.0, -1.0], "positive"),
+        ([np.nan], "finite"),
+        ([], "empty"),
+    ],
 )
 def test_checked_sigmas_refuses(sigmas, words):
     with pytest.raises(ValueError, match=words):

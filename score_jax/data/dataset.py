@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.noise import standard_uniform
-from score_jax.typing import Array, Images, Keys, Pixels
+from score_jax.typing import Images, Keys, Pixels
 
 
 class Dataset(NamedTuple):
@@ -62,7 +62,7 @@ def rescale(pixels: Pixels, num_values: int) -> Images:
     return pixels.astype(jnp.float32) / (num_values - 1)
 
 
-def random_flip(keys: Keys, x: Array) -> Array:
+def random_flip(keys: Keys, x: Images) -> Images:
     """Mirrors each image left to right with probability 1/2."""
     flip = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flip[:, None, None, None], x[:, :, ::-1], x)

@@ -32,7 +32,9 @@ def npz(path: str) -> Dataset:
         ValueError: If it is not such a file, with what it lacks.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"config.data.path={path!r} is not a file: it must name an .npz file with the arrays train and held_out")
+        raise FileNotFoundError(
+            f"config.data.path={path!r} is not a file: it must name an .npz file with the arrays train and held_out"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("train", "held_out") if name in file.files}
@@ -43,9 +45,13 @@ def npz(path: str) -> Dataset:
             raise ValueError(f"{path} lacks the array {name!r}: it must hold train and held_out")
         array = arrays[name]
         if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape:
-            raise ValueError(f"{path}: {name} is {array.dtype} {list(array.shape)}, but must be uint8 "
-                             "[examples, height, width, channels] and not empty")
+            raise ValueError(
+                f"{path}: {name} is {array.dtype} {list(array.shape)}, but must be uint8 "
+                "[examples, height, width, channels] and not empty"
+            )
     if arrays["train"].shape[1:] != arrays["held_out"].shape[1:]:
-        raise ValueError(f"{path}: images of train are {list(arrays['train'].shape[1:])}, those of held_out "
-                         f"{list(arrays['held_out'].shape[1:])}; they must agree")
+        raise ValueError(
+            f"{path}: images of train are {list(arrays['train'].shape[1:])}, those of held_out "
+            f"{list(arrays['held_out'].shape[1:])}; they must agree"
+        )
     return Dataset(arrays["train"], arrays["held_out"], num_values=256)

@@ -27,6 +27,15 @@ def flat_uniform(bound: float):
     return init
 
 
+def flat_normal(variance: float):
+    """An initialiser: normal with variance `variance / fan_in`, fan_in being the product of all dimensions but the last."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return (variance / math.prod(shape[:-1])) ** 0.5 * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
+
+    return init
+
+
 class Conv(nn.Module):
     """A square convolution of stride 1, padded so that the size stays.
 

@@ -16,7 +16,9 @@ from score_jax.typing import Images, Levels
 def check_even(height: int, width: int) -> None:
     """Raises a ValueError for an image size that does not halve."""
     if height % 2 or width % 2 or min(height, width) < 4:
-        raise ValueError(f"NCSN halves the image once and cannot take {height}x{width}: height and width must be even and at least 4")
+        raise ValueError(
+            f"NCSN halves the image once and cannot take {height}x{width}: height and width must be even and at least 4"
+        )
 
 
 class NCSN(nn.Module):
@@ -42,15 +44,19 @@ class NCSN(nn.Module):
         Returns:
             The estimated gradient of the log density of `x`, of its shape.
         Raises:
-            ValueError: If height or width is odd or below 4.
+            ValueError: If height or width is odd or below 4, or the network's width is below 2.
         """
         check_even(*x.shape[1:3])
+        if self.width < 2:
+            raise ValueError(f"width={self.width} must be at least 2")  # the norm's variance over features divides by width - 1
         n = self.width
         norm = functools.partial(ConditionalInstanceNormPlus, num_levels=self.num_levels)
         x = jnp.asarray(x)
         h = Conv(n, name="begin_conv")(2 * x - 1 if self.centered else x)
         stages = []
-        for stage, (features, down, dilation) in enumerate([(n, False, 1), (2 * n, True, 1), (2 * n, True, 2), (2 * n, True, 4)], 1):
+        for stage, (features, down, dilation) in enumerate(
+            [(n, False, 1), (2 * n, True, 1), (2 * n, True, 2), (2 * n, True, 4)], 1
+        ):
             h = ResidualBlock(features, norm, down=down, dilation=dilation, name=f"res{stage}_0")(h, level)
             h = ResidualBlock(features, norm, dilation=dilation, name=f"res{stage}_1")(h, level)
             stages.append(h)

@@ -1,0 +1,124 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from score_jax.checkpoint import Checkpoints
+from score_jax.losses.dsm import annealed_dsm
+from score_jax.noise import geometric_sigmas
+from score_jax.training import make_trainer
+
+
+def state(step, width=64):
+    params = {"dense": {"kernel": jnp.arange(float(width * width)).reshape(width, width), "bias": jnp.ones(width)}}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, 100)))
+    trainer = make_trainer(lambda params, x, level: x, annealed_dsm, optimizer, geometric_sigmas(1.0, 0.1, 2))
+    return trainer.init(params)._replace(step=jnp.int32(step))
+
+
+def saved(folder, *steps, keep=3):
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(step, state(step), {"seed": 0})
+    checkpoints.wait()
+    return checkpoints
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def kernel_file(folder):
+    """The file that holds the numbers of the arrays, not what describes them."""
+    return max((path for path in (folder / "state").rglob("*") if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+
+
+def test_round_trip_is_exact_and_the_newest_few_are_kept(tmp_path):
+    saved(tmp_path / "c", 10, 20, 30, 40, keep=2)
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.steps() == [40, 30]
+    step, restored = checkpoints.restore(jax.eval_shape(lambda: state(0)))
+    assert step == 40
+    assert jax.tree.structure(restored) == jax.tree.structure(state(40))
+    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(state(40)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert ours.dtype == theirs.dtype
+
+
+def test_looking_makes_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "none")
+    assert checkpoints.steps() == []
+    assert checkpoints.restore(state(0)) is None
+    assert not (tmp_path / "none").exists()
+
+
+def test_saving_a_step_again_is_no_error(tmp_path):
+    checkpoints = saved(tmp_path, 10)
+    checkpoints.save(10, state(10), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [10]
+
+
+def test_an_unfinished_save_is_not_listed(tmp_path):
+    saved(tmp_path, 10)
+    (tmp_path / "20.orbax-checkpoint-tmp").mkdir()
+    assert Checkpoints(tmp_path).steps() == [10]
+
+
+def flip_a_byte(folder):
+    path = kernel_file(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(folder):
+    path = kernel_file(folder)
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def remove(folder):
+    kernel_file(folder).unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, remove])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, damage):
+    saved(tmp_path, 10, 20)
+    damage(tmp_path / "20")
+    checkpoints = Checkpoints(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        step, restored = checkpoints.restore(state(0))
+    assert step == 10
+    assert int(restored.step) == 10
+    assert f"{tmp_path / '20'} is unusable" in caplog.text
+    # The run that goes on from there can save the same step anew.
+    checkpoints.save(20, state(20), {})
+    checkpoints.wait()
+    assert Checkpoints(tmp_path).restore(state(0))[0] == 20
+
+
+def test_a_changed_number_is_found_by_its_checksum(tmp_path):
+    """Orbax restores other numbers without a word: here the checksum is of other numbers."""
+    saved(tmp_path, 10)
+    meta = next(path for path in (tmp_path / "10" / "meta").rglob("*") if path.is_file() and b"crc" in path.read_bytes())
+    text = meta.read_text()
+    digits = text.partition("kernel']\": ")[2][:5]
+    meta.write_text(text.replace(digits, str(int(digits) ^ 1), 1))
+    with pytest.raises(ValueError, match="differs from its checksum"):
+        Checkpoints(tmp_path).restore(state(0))
+
+
+def test_no_sound_checkpoint_left(tmp_path):
+    saved(tmp_path, 10)
+    truncate(tmp_path / "10")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(step 10: .*or delete it"):
+        Checkpoints(tmp_path).restore(state(0))
+
+
+def test_shapes_of_another_network_are_named(tmp_path):
+    saved(tmp_path, 10)
+    with pytest.raises(ValueError, match=r"bias'\] is float32 \(64,\), this network's is float32 \(32,\)"):
+        Checkpoints(tmp_path).restore(state(0, width=32))

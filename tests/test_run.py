@@ -1,0 +1,279 @@
+import collections
+import functools
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from test_config import digits
+from truths import assert_mean
+
+from score_jax import run
+from score_jax.checkpoint import Checkpoints
+from score_jax.noise import example_keys, standard_normal
+
+
+def small(**settings):
+    """A network so narrow that compiling it is most of the work."""
+    narrow = {
+        "model__width": 4,
+        "noise__num_levels": 4,
+        "optim__warmup_steps": 5,
+        "training__num_steps": 60,
+        "training__batch_size": 32,
+        "training__log_every": 20,
+        "training__eval_every": 30,
+        "training__eval_batches": 2,
+        "training__preview_every": 0,
+        "training__checkpoint_every": 20,
+        "sampling__num_samples": 24,
+        "sampling__batch_size": 16,
+        "sampling__num_steps": 3,
+        "sampling__num_frames": 3,
+    }
+    return digits(**(narrow | settings))
+
+
+def job(folder, mode="train", devices=2, **settings):
+    return run.prepare(mode, small(**settings), folder, jax.devices()[:devices])
+
+
+def final_state(folder):
+    """Step and state of the newest checkpoint of a run."""
+    prepared = run.prepare("sample", json.loads((folder / "config.json").read_text()), folder, jax.devices())
+    return prepared.checkpoints.restore(prepared.state_shape)
+
+
+def samples(folder):
+    with np.load(folder / "samples.npz", allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run from beginning to end; tests may read it, not change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run.train(job(folder, training__preview_every=30))
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    for name in ("config.json", "metrics.json", "samples.npz", "samples.png", "chain.webp", "loss.png", "preview.png"):
+        assert (finished / name).stat().st_size > 0, name
+    assert list(finished.glob("events.out.tfevents.*"))
+    assert Checkpoints(finished / "checkpoints").steps() == [60, 40, 20]
+    found = samples(finished)
+    assert found["samples"].shape == (24, 8, 8, 1)
+    assert found["samples"].dtype == np.float32
+    assert found["samples"].min() >= 0
+    assert found["samples"].max() <= 1
+    assert found["samples"].std() > 0.1
+    assert int(found["seed"]) == 0
+    assert json.loads(str(found["config"]))["model"]["width"] == 4
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert [step for step, _ in metrics["train_loss"]] == [20, 40, 60]
+    assert [step for step, _ in metrics["held_out_loss"]] == [30, 60]
+    assert metrics["train_loss"][-1][1] < metrics["train_loss"][0][1]
+    assert all(metrics["seconds"][name] > 0 for name in ("compile", "train", "sample"))
+    assert not [path for path in finished.iterdir() if path.name.startswith(".")]
+    with Image.open(finished / "chain.webp") as file:
+        assert file.n_frames == 3 + 1  # the snapshots and the end
+
+
+def test_tensorboard_reads_the_events(finished):
+    from tensorboardX.proto.event_pb2 import Event
+
+    tags = collections.Counter()
+    for path in finished.glob("events.out.tfevents.*"):
+        content = path.read_bytes()
+        while content:  # length, its checksum, the event, its checksum
+            size = int.from_bytes(content[:8], "little")
+            tags.update(value.tag for value in Event.FromString(content[12 : 12 + size]).summary.value)
+            content = content[16 + size :]
+    assert tags == {"loss/train": 3, "loss/held_out": 2, "gradient_norm": 3, "steps_per_second": 3, "preview": 1, "samples": 1}
+
+
+def test_run_again_does_not_train_anew(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    run.train(job(finished, training__preview_every=30))
+    shown = capsys.readouterr().out
+    assert "training is complete (60 steps)" in shown
+    assert "holds this run's samples already" in shown
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
+    run.train(job(tmp_path / "same"))
+    assert_same(final_state(tmp_path / "same"), final_state(finished))
+    np.testing.assert_array_equal(samples(tmp_path / "same")["samples"], samples(finished)["samples"])
+    run.sample(job(tmp_path / "same", mode="sample", seed=1))
+    other, first = samples(tmp_path / "same")["samples"], samples(finished)["samples"]
+    assert int(samples(tmp_path / "same")["seed"]) == 1
+    assert (np.abs(other - first).reshape(24, -1).max(1) > 0.01).all()
+    assert json.loads((tmp_path / "same" / "config.json").read_text())["seed"] == 0
+
+
+def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
+    """SIGTERM between two steps: the step is saved, and the run goes on to the same bits."""
+    folder, seen = tmp_path / "cut", []
+    batch_index = run.batch_index
+
+    def interrupting(seed, step, *arguments):
+        seen.append(step)
+        if step == 33 and seen.count(33) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_index(seed, step, *arguments)
+
+    monkeypatch.setattr(run, "batch_index", interrupting)
+    run.train(job(folder))
+    assert "stopped at step 34 of 60" in capsys.readouterr().out
+    assert not (folder / "samples.npz").exists()
+    run.train(job(folder))
+    assert "continues from the checkpoint of step 34" in capsys.readouterr().out
+    assert_same(final_state(folder), final_state(finished))
+    np.testing.assert_array_equal(samples(folder)["samples"], samples(finished)["samples"])
+    losses = json.loads((folder / "metrics.json").read_text())["train_loss"]
+    assert [step for step, _ in losses] == [20, 34, 40, 60]
+
+
+def test_a_finished_run_can_be_continued_to_more_steps(finished, tmp_path, capsys):
+    run.train(job(tmp_path / "more", optim__schedule="constant"))
+    run.train(job(tmp_path / "more", optim__schedule="constant", training__num_steps=80))
+    assert final_state(tmp_path / "more")[0] == 80
+    with pytest.raises(ValueError, match=r"has been trained for 80 steps, more than config\.training\.num_steps=60"):
+        job(tmp_path / "more", optim__schedule="constant")
+
+
+def test_one_device_and_two_train_and_sample_alike(finished, tmp_path):
+    run.train(job(tmp_path / "one", devices=1))
+    for ours, theirs in zip(jax.tree.leaves(final_state(tmp_path / "one")), jax.tree.leaves(final_state(finished)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    # The same network on one device and on two.
+    before = samples(finished)["samples"]
+    one, state = job(finished, mode="sample", devices=1), final_state(finished)[1]
+    ends = run.make_sampler(one, state.ema_params)(state.ema_params, np.arange(16)[None]).x[0]
+    np.testing.assert_allclose(np.clip(ends, 0, 1), before[:16], atol=1e-4)
+
+
+def test_noise_of_a_chain_is_the_same_bits_on_any_number_of_devices():
+    key = jax.random.key(3)
+    draw = functools.partial(lambda index: standard_normal(example_keys(key, index), (8, 8, 1)))
+    one = jax.pmap(draw, devices=jax.devices()[:1])(np.arange(8)[None])
+    two = jax.pmap(draw)(np.arange(8).reshape(2, 4))
+    np.testing.assert_array_equal(np.asarray(one)[0], np.asarray(two).reshape(8, 8, 8, 1))
+
+
+def test_batch_size_of_the_sampler_does_not_change_a_sample(finished):
+    state = final_state(finished)[1]
+
+    def ends(batch_size):
+        prepared = job(finished, mode="sample", sampling__batch_size=batch_size)
+        sampler = run.make_sampler(prepared, state.ema_params)
+        batches = [sampler(state.ema_params, prepared.split(start + np.arange(batch_size))) for start in range(0, 24, batch_size)]
+        return np.concatenate([np.asarray(batch.x).reshape(-1, 8, 8, 1) for batch in batches])[:24]
+
+    np.testing.assert_allclose(ends(4), ends(12), atol=1e-4)
+    assert np.abs(ends(4)[0] - ends(4)[1]).max() > 0.01
+
+
+def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
+    run.train(
+        job(
+            tmp_path / "other",
+            sampling__start="uniform",
+            data__flip=True,
+            data__dequantize=False,
+            loss__levels="uniform",
+            optim__schedule="constant",
+            optim__clip_norm=0.0,
+            sampling__denoise=False,
+            sampling__num_frames=0,
+            training__num_steps=20,
+        )
+    )
+    assert samples(tmp_path / "other")["samples"].shape == (24, 8, 8, 1)
+    assert not (tmp_path / "other" / "chain.webp").exists()
+
+
+def test_examples_are_prepared_as_the_config_says():
+    pixels = np.tile(np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1), (2000, 1, 1, 1))
+    keys = example_keys(jax.random.key(0), np.arange(2000))
+    plain = run.prepare_examples({"dequantize": False, "flip": False}, 17, keys, pixels)
+    np.testing.assert_allclose(plain, pixels / 16, rtol=1e-6)
+    x = np.asarray(run.prepare_examples({"dequantize": True, "flip": True}, 17, keys, pixels), np.float64) * 17
+    flipped = np.floor(x)[:, 0, 0, 0] == 3
+    assert_mean(flipped, 0.5)
+    assert_mean((x - np.floor(x))[:, 2, 2, 0], 0.5)
+    assert abs(np.corrcoef(flipped, (x - np.floor(x))[:, 0, 0, 0])[0, 1]) < 0.1  # from keys of their own
+
+
+def test_evaluation_tells_the_loss_of_every_level(finished, capsys):
+    run.evaluate(job(finished, mode="evaluate"))
+    report = json.loads((finished / "evaluation.json").read_text())
+    (finished / "evaluation.json").unlink()
+    shown = capsys.readouterr().out
+    assert [level["level"] for level in report["levels"]] == [0, 1, 2, 3]
+    assert report["examples"] == 297
+    for level in report["levels"]:
+        assert f"{level['loss']:9.4f}" in shown
+        assert 0 < level["loss"] < 40
+        assert 0 < level["standard_error"] < 1
+    # More noise leaves less to be predicted, relative to it.
+    losses = [level["loss"] for level in report["levels"]]
+    assert losses == sorted(losses)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_level(tmp_path, monkeypatch):
+    """Twenty good steps and a checkpoint, then noise level 2 overflows."""
+    folder = tmp_path / "run"
+    run.train(job(folder, training__num_steps=20, optim__schedule="constant"))
+    normal = run.LOSSES["dsm"]
+
+    def overflowing(keys, score_fn, x, level, sigmas):
+        return normal(keys, score_fn, x, level, sigmas) + jnp.where(level == 2, jnp.inf, 0.0)
+
+    monkeypatch.setitem(run.LOSSES, "dsm", overflowing)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"the loss at noise level 2 \(sigma .*\) is not finite at step 21: the checkpoint of step 20 stays",
+    ):
+        run.train(job(folder, optim__schedule="constant"))
+    assert Checkpoints(folder / "checkpoints").steps() == [20]
+
+
+def test_a_chain_that_is_not_finite_is_named_and_nothing_is_overwritten(finished, monkeypatch):
+    before = (finished / "samples.npz").read_bytes()
+    prepared = job(finished, mode="sample")
+    apply = type(prepared.model).apply
+
+    def broken(self, variables, x, level):
+        return jnp.where((level == 1)[:, None, None, None], jnp.nan, apply(self, variables, x, level))
+
+    monkeypatch.setattr(type(prepared.model), "apply", broken)
+    with pytest.raises(FloatingPointError, match="chain 0 is not finite after noise level 1"):
+        run.sample(prepared)
+    assert (finished / "samples.npz").read_bytes() == before
+
+
+def test_a_second_batch_does_not_compile(finished, monkeypatch):
+    prepared = job(finished, mode="sample")
+    params = run._replicate(prepared, final_state(finished)[1].ema_params)
+    sampler = run.make_sampler(prepared, params)
+    sampler(params, prepared.split(np.arange(16)))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    sampler(params, prepared.split(np.arange(16, 32)))
+    assert compiled == []
+    jax.jit(lambda x: x * 3.25 + len(compiled))(1.0)
+    assert compiled  # the listener listens

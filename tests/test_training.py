@@ -1,0 +1,110 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from score_jax.losses.dsm import annealed_dsm
+from score_jax.noise import example_keys, geometric_sigmas, stratified_levels, uniform_levels
+from score_jax.training import make_trainer
+
+SIGMAS = geometric_sigmas(1.0, 0.1, 4)
+KEY = jax.random.key(5)
+
+
+def linear(params, x, level):
+    """The score of N(mean, v) at each level, with one slope and one offset per level."""
+    return params["offset"][level] - params["slope"][level][:, None] * x
+
+
+def linear_params():
+    return {"slope": jnp.ones(4), "offset": jnp.zeros((4, 3))}
+
+
+def data(batch, seed=0):
+    return 0.5 + 0.8 * jax.random.normal(jax.random.key(seed), (batch, 3))
+
+
+@pytest.mark.parametrize("draw_levels", [uniform_levels, stratified_levels])
+def test_two_devices_take_the_same_step_as_one(draw_levels):
+    make = functools.partial(
+        make_trainer,
+        linear,
+        annealed_dsm,
+        optax.adam(1e-2),
+        SIGMAS,
+        draw_levels=draw_levels,
+        prepare=lambda keys, x: x + jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys),
+    )
+    one, two = make(), make(axis_name="devices")
+    x = data(8)
+    alone, metrics_alone = jax.jit(one.step)(KEY, one.init(linear_params()), x)
+    step = jax.pmap(two.step, "devices", in_axes=(None, None, 0), out_axes=None)
+    shared, metrics_shared = step(KEY, two.init(linear_params()), x.reshape(2, 4, 3))
+    for a, b in zip(jax.tree.leaves((alone, metrics_alone)), jax.tree.leaves((shared, metrics_shared)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(alone.params["offset"], linear_params()["offset"])
+
+
+def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws():
+    trainer = make_trainer(linear, annealed_dsm, optax.sgd(0.1), SIGMAS, ema_decay=0.9)
+    state, x = trainer.init(linear_params()), data(6)
+    new, metrics = trainer.step(KEY, state, x)
+    level_key, _, loss_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
+    level = uniform_levels(level_key, np.arange(6), batch_size=6, num_levels=4)
+
+    def loss(params):
+        return annealed_dsm(example_keys(loss_key, np.arange(6)), functools.partial(linear, params), x, level, SIGMAS).mean()
+
+    value, grads = jax.value_and_grad(loss)(linear_params())
+    np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
+    np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(grads), rtol=1e-6)
+    np.testing.assert_allclose(new.params["slope"], 1 - 0.1 * grads["slope"], rtol=1e-5)
+    assert int(new.step) == 1
+    assert int(metrics.nonfinite_level) == -1
+
+
+def test_moving_average_follows_its_formula():
+    trainer = make_trainer(linear, annealed_dsm, optax.sgd(0.05), SIGMAS, ema_decay=0.4)
+    state, average = trainer.init(linear_params()), np.ones(4)
+    step = jax.jit(trainer.step)
+    for t in range(12):
+        state, _ = step(KEY, state, data(6, seed=t))
+        decay = min(0.4, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * np.asarray(state.params["slope"])
+    np.testing.assert_allclose(state.ema_params["slope"], average, rtol=1e-5)
+    assert not np.allclose(state.params["slope"], average, rtol=1e-5)
+
+
+def test_training_finds_the_true_score():
+    """For N(0.5, 0.64) the best slope at each level is 1 / (0.64 + sigma^2), the best offset 0.5 of it."""
+    sigmas = geometric_sigmas(1.0, 0.4, 4)  # the gradient of a slope shrinks with sigma^2
+    trainer = make_trainer(linear, annealed_dsm, optax.adam(optax.cosine_decay_schedule(0.05, 1500)), sigmas, ema_decay=0.99)
+
+    def body(state, t):
+        return trainer.step(KEY, state, 0.5 + 0.8 * jax.random.normal(jax.random.fold_in(KEY, t), (256, 3)))
+
+    state, metrics = jax.jit(lambda s: jax.lax.scan(body, s, jnp.arange(1500)))(trainer.init(linear_params()))
+    slope = 1 / (0.64 + np.asarray(sigmas, np.float64) ** 2)
+    np.testing.assert_allclose(state.ema_params["slope"], slope, rtol=0.03)
+    np.testing.assert_allclose(state.ema_params["offset"], np.tile(0.5 * slope[:, None], 3), rtol=0.06)
+    np.testing.assert_allclose(metrics.loss[-500:].mean(), (1.5 * 0.64 * slope).mean(), rtol=0.02)
+
+
+def test_level_of_a_loss_that_is_not_finite_is_told():
+    def broken(params, x, level):
+        return jnp.where((level == 2)[:, None], jnp.inf, linear(params, x, level))
+
+    trainer = make_trainer(broken, annealed_dsm, optax.adam(1e-2), SIGMAS, draw_levels=stratified_levels)
+    _, metrics = trainer.step(KEY, trainer.init(linear_params()), data(8))
+    assert int(metrics.nonfinite_level) == 2
+    assert not np.isfinite(metrics.loss)
+
+
+def test_state_starts_with_copies():
+    params = linear_params()
+    state = make_trainer(linear, annealed_dsm, optax.adam(1e-2), SIGMAS).init(params)
+    assert state.ema_params["slope"] is not state.params["slope"]
+    np.testing.assert_array_equal(state.ema_params["slope"], params["slope"])

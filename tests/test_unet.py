@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from score_jax.analytic import gaussian_score_fn
+from score_jax.models.unet import UNet
+
+SIGMAS = (2.0, 0.5, 0.1)
+
+
+def initialised(model, *shape):
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32))["params"]
+    return params, jax.jit(lambda params, x, level: model.apply({"params": params}, x, level))
+
+
+def test_starts_as_the_exact_score_of_a_gaussian():
+    params, score_fn = initialised(UNet(sigmas=SIGMAS, width=8, data_mean=0.3, data_std=0.4), 4, 6, 2)
+    x, level = jax.random.normal(jax.random.key(1), (3, 4, 6, 2)), jnp.array([0, 1, 2])
+    exact = gaussian_score_fn(jnp.full((4, 6, 2), 0.3), 0.16, jnp.array(SIGMAS))(x, level)
+    np.testing.assert_allclose(score_fn(params, x, level), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_every_pixel_and_the_level_matter_once_its_last_layer_is_not_zero():
+    params, score_fn = initialised(UNet(sigmas=SIGMAS, width=8), 8, 8, 1)
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), (leaf.size,)).reshape(leaf.shape), params)
+    x = jnp.zeros((1, 8, 8, 1))
+    far = jax.grad(lambda x: score_fn(params, x, jnp.array([1]))[0, 0, 0, 0])(x)
+    assert (np.abs(far) > 0).all()
+    one, other = (score_fn(params, x + 0.5, jnp.array([level])) * SIGMAS[level] for level in (1, 2))
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_examples_do_not_see_each_other():
+    params, score_fn = initialised(UNet(sigmas=SIGMAS, width=8), 8, 8, 1)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    x, level = jax.random.normal(jax.random.key(3), (5, 8, 8, 1)), jnp.array([0, 1, 2, 1, 0])
+    np.testing.assert_allclose(score_fn(params, x[1:3], level[1:3]), score_fn(params, x, level)[1:3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape", "words"),
+    [
+        ({}, (7, 8, 1), "cannot take 7x8"),
+        ({"width": 10}, (8, 8, 1), "width=10 must be a multiple of groups=4"),
+        ({"heads": 5}, (8, 8, 1), "multiple of heads=5"),
+        ({"groups": 0}, (8, 8, 1), "groups=0"),
+        ({"data_std": 0.0}, (8, 8, 1), "data_std=0.0 must be above 0"),
+    ],
+)
+def test_refusals(fields, shape, words):
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(UNet(sigmas=SIGMAS, **fields).init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32))
