@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.groups = 4
     model.data_mean = 0.3
     model.data_std = 0.35
+    model.global_features = 256
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dsm"

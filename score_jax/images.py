@@ -13,17 +13,16 @@ def grid(images: np.ndarray, columns: int, pixels: int = 720) -> np.ndarray:
     """Lays images out in rows, enlarged by a whole factor so that one can see them.
 
     Args:
-        images: [number, height, width, 1 or 3]; values outside [0, 1] are clipped.
+        images: [number, height, width, channels]; values outside [0, 1] are clipped. Three channels are drawn as colors, of
+            any other number the first, in grey.
         columns: Images per row.
         pixels: Width that the grid should reach, in pixels.
+
     Returns:
         uint8 [height, width, 3], with white lines between the images.
-    Raises:
-        ValueError: If the images have neither 1 nor 3 channels.
     """
     number, height, width, channels = images.shape
-    if channels not in (1, 3):
-        raise ValueError(f"images of {channels} channels cannot be drawn: they need 1 or 3")
+    images = images if channels == 3 else images[..., :1]
     factor = max(1, pixels // (columns * width))
     values = np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
     values = np.broadcast_to(values, (number, height, width, 3)).repeat(factor, 1).repeat(factor, 2)

@@ -66,6 +66,7 @@ class Job:
     keys: Mapping[str, jax.Array]
     checkpoints: Checkpoints
     state_shape: TrainState
+    restored: tuple[int, TrainState] | None
 
     def apply(self, params, x, level):
         """The score of the network with `params`."""
@@ -106,9 +107,24 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
         config_lib.check_divides(config[name]["batch_size"], len(devices), f"{name}.batch_size")
 
     trainer = build_trainer(config, data, model, sigmas, AXIS)
-    sampling = config["sampling"]
+    state_shape = jax.eval_shape(lambda: trainer.init(_init_params(model, jax.random.key(0), data)))
+    checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
+    steps, sampling = checkpoints.steps(), config["sampling"]
+    if mode != "train" and not steps:
+        raise FileNotFoundError(
+            f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir"
+        )
+    if mode == "train" and steps and steps[0] > config["training"]["num_steps"]:
+        raise ValueError(
+            f"--workdir={folder} has been trained for {steps[0]} steps, more than config.training.num_steps="
+            f"{config['training']['num_steps']}: ask for more steps, or choose another --workdir"
+        )
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shape))
+    sample_bytes = 4 * sampling["num_samples"] * int(np.prod(data.train.shape[1:]))
+    kept = config["training"]["keep_checkpoints"] + 1 if mode == "train" else 0
+    workdir.check_writable(folder, kept * state_bytes + 2 * sample_bytes + 10_000_000)
     names = ("init", "train", "sample", "evaluate")
-    job = Job(
+    return Job(
         config=config,
         folder=folder,
         devices=devices,
@@ -118,23 +134,10 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
         step_size=sampling["step_size"] or step_size_for(sigmas, sampling["num_steps"]),
         trainer=trainer,
         keys=dict(zip(names, jax.random.split(jax.random.key(config["seed"]), len(names)), strict=True)),
-        checkpoints=Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"]),
-        state_shape=jax.eval_shape(lambda: trainer.init(_init_params(model, jax.random.key(0), data))),
+        checkpoints=checkpoints,
+        state_shape=state_shape,
+        restored=checkpoints.restore(state_shape),
     )
-    if mode != "train" and not job.checkpoints.steps():
-        raise FileNotFoundError(
-            f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir"
-        )
-    if mode == "train" and (steps := job.checkpoints.steps()) and steps[0] > config["training"]["num_steps"]:
-        raise ValueError(
-            f"--workdir={folder} has been trained for {steps[0]} steps, more than config.training.num_steps="
-            f"{config['training']['num_steps']}: ask for more steps, or choose another --workdir"
-        )
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.state_shape))
-    sample_bytes = 4 * sampling["num_samples"] * int(np.prod(data.train.shape[1:]))
-    kept = config["training"]["keep_checkpoints"] + 1 if mode == "train" else 0
-    workdir.check_writable(folder, kept * state_bytes + 2 * sample_bytes + 10_000_000)
-    return job
 
 
 def build_trainer(config: Mapping[str, Any], data: Dataset, model: nn.Module, sigmas: jax.Array, axis_name: str | None) -> Trainer:
@@ -168,27 +171,29 @@ def train(job: Job) -> None:
     Raises:
         FloatingPointError: If a loss is not finite; the last checkpoint stays.
     """
-    training = job.config["training"]
-    total = training["num_steps"]
-    restored = job.checkpoints.restore(job.state_shape)
-    first = restored[0] if restored else 0
+    total = job.config["training"]["num_steps"]
     _say(f"{job.folder}: {_describe(job)}")
-    if first >= total:
+    if job.restored and job.restored[0] == total:
         _say(f"training is complete ({total} steps)")
-        sampler = None
+        params, sampler = job.restored[1].ema_params, None
+    elif (trained := _train_from(job)) is not None:
+        params, sampler = trained
     else:
-        finished, sampler = _train_from(job, *(restored or (0, None)))
-        if not finished:
-            return
-    if _samples_are_those_of(job):
+        return
+    if _samples_are_those_of(job, total):
         _say(f"{job.folder / 'samples.npz'} holds this run's samples already")
     else:
-        sample(job, sampler, hint=False)
+        _sample(job, total, params, sampler)
     _say(f"next: python main.py --workdir={job.folder} --mode=evaluate   or, for other samples: --mode=sample --config.seed=1")
 
 
-def _train_from(job: Job, first: int, state: TrainState | None) -> tuple[bool, Callable | None]:
-    """Trains from step `first`; whether it came to the end, and the sampler if it was compiled for a preview."""
+def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
+    """Trains on from what was restored.
+
+    Returns:
+        The averaged parameters, and the sampler if it was compiled for a preview; None if asked to stop on the way.
+    """
+    first, state = job.restored or (0, None)
     training, total = job.config["training"], job.config["training"]["num_steps"]
     seed, batch_size = job.config["seed"], training["batch_size"]
     log = workdir.read_json(job.folder / "metrics.json") or {}
@@ -253,9 +258,9 @@ def _train_from(job: Job, first: int, state: TrainState | None) -> tuple[bool, C
             if stop():
                 job.checkpoints.wait()
                 _say(f"stopped at step {done} of {total}, which is saved; the same command continues from there")
-                return False, sampler
+                return None
     job.checkpoints.wait()
-    return True, sampler
+    return state.ema_params, sampler
 
 
 def make_sampler(job: Job, params) -> Callable:
@@ -287,21 +292,21 @@ def make_sampler(job: Job, params) -> Callable:
     return lambda params, index: program(job.keys["sample"], params, index)
 
 
-def sample(job: Job, sampler: Callable | None = None, hint: bool = True) -> None:
+def sample(job: Job) -> None:
     """Samples by annealed Langevin dynamics with the newest checkpoint's averaged parameters.
 
-    Args:
-        job: From `prepare`.
-        sampler: What `make_sampler` made for this job, if it was called before.
-        hint: Whether to say what one may run next.
-
     Raises:
-        FloatingPointError: If a chain is not finite, with the level where that began.
-        ValueError: If no checkpoint is sound.
+        FloatingPointError: If a chain is not finite, with the level where that began; nothing is written.
     """
+    step, state = job.restored
+    _sample(job, step, state.ema_params)
+    _say(f"next: python main.py --workdir={job.folder} --mode=evaluate")
+
+
+def _sample(job: Job, step: int, params, sampler: Callable | None = None) -> None:
+    """Samples with `params`, those of `step`, and writes everything that comes of it."""
     sampling = job.config["sampling"]
-    step, state = job.checkpoints.restore(job.state_shape)
-    params = _replicate(job, state.ema_params)
+    params = _replicate(job, params)
     number, batch_size = sampling["num_samples"], sampling["batch_size"]
     _say(
         f"samples {number} images with the parameters of step {step}: {len(job.sigmas)} levels x {sampling['num_steps']} steps, "
@@ -339,13 +344,11 @@ def sample(job: Job, sampler: Callable | None = None, hint: bool = True) -> None
     with _events(job, step) as events:
         events.add_image("samples", picture, step, dataformats="HWC")
     _say(f"wrote {', '.join(written)} to {job.folder} ({seconds:.1f} s)")
-    if hint:
-        _say(f"next: python main.py --workdir={job.folder} --mode=evaluate")
 
 
 def evaluate(job: Job) -> None:
     """Prints the held-out loss at every noise level and writes it to evaluation.json."""
-    step, state = job.checkpoints.restore(job.state_shape)
+    step, state = job.restored
     params = _replicate(job, state.ema_params)
     batch_size, number = job.config["training"]["batch_size"], len(job.data.held_out)
     loss_fn = LOSSES[job.config["loss"]["name"]]
@@ -495,13 +498,13 @@ def _write_metrics(job: Job, log: dict) -> None:
             images.save_curves(path, curves, xlabel="step", ylabel=f"loss ({job.config['loss']['name']}, sum over dimensions)")
 
 
-def _samples_are_those_of(job: Job) -> bool:
-    """Whether samples.npz was made with this config and the newest checkpoint."""
+def _samples_are_those_of(job: Job, step: int) -> bool:
+    """Whether samples.npz was made with this config and the parameters of `step`."""
     path = job.folder / "samples.npz"
     if not path.is_file():
         return False
     with np.load(path, allow_pickle=False) as file:
-        return json.loads(str(file["config"])) == dict(job.config) and int(file["step"]) == job.checkpoints.steps()[0]
+        return json.loads(str(file["config"])) == dict(job.config) and int(file["step"]) == step
 
 
 def _describe(job: Job) -> str:

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from PIL import Image
 
 from score_jax import images
@@ -22,11 +21,11 @@ def test_values_outside_the_unit_interval_are_clipped():
     assert picture[5, [5, 16, 27], 0].tolist() == [0, 255, 0]
 
 
-def test_color_is_kept_and_other_channels_are_refused():
+def test_three_channels_are_colors_of_others_the_first_is_drawn():
     picture = images.grid(np.array([1.0, 0.5, 0.0]).reshape(1, 1, 1, 3), columns=1, pixels=8)
     assert picture[4, 4].tolist() == [255, 128, 0]
-    with pytest.raises(ValueError, match="2 channels"):
-        images.grid(np.zeros((1, 4, 4, 2)), columns=1)
+    picture = images.grid(np.array([1.0, 0.5]).reshape(1, 1, 1, 2), columns=1, pixels=8)
+    assert picture[4, 4].tolist() == [255, 255, 255]
 
 
 def test_files_hold_what_was_given(tmp_path):

@@ -78,7 +78,7 @@ BAD_INPUT = {
     "unknown network": (["--config.model.name=resnet"], "config.model.name='resnet' is not known: choose among ncsn, unet"),
     "a network's foreign field": (
         ["--config.model.name=ncsn"],
-        "config.model.heads is not a setting of this network: choose among name, width",
+        "is not a setting of this network: choose among name, width, centered",
     ),
     "unknown data": (["--config.data.source=mnist"], "config.data.source='mnist' is not known: choose among digits, npz"),
     "missing data": (["--config.data.source=npz", "--config.data.path=/none.npz"], "config.data.path='/none.npz' is not a file"),

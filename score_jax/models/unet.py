@@ -56,6 +56,21 @@ class SelfAttention(nn.Module):
         return h + nn.Dense(features, kernel_init=flat_normal(0.02))(y)
 
 
+class GlobalBranch(nn.Module):
+    """A residual multi-layer perceptron over all pixels at once, scaled and shifted by the noise level."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: FeatureMap, condition: Array) -> FeatureMap:
+        h = nn.Dense(self.features, kernel_init=flat_normal(1.0))(x.reshape(len(x), -1))
+        for _ in range(2):
+            scale, shift = jnp.split(nn.Dense(2 * self.features, kernel_init=flat_normal(0.04))(condition), 2, axis=-1)
+            y = nn.silu(nn.LayerNorm(use_bias=False, use_scale=False)(h) * (1 + scale) + shift)
+            h = h + nn.Dense(self.features, kernel_init=flat_normal(0.1))(y)
+        return nn.Dense(x[0].size, kernel_init=nn.initializers.zeros)(h).reshape(x.shape)
+
+
 class UNet(nn.Module):
     """Noise conditional score network for small images.
 
@@ -74,6 +89,7 @@ class UNet(nn.Module):
     groups: int = 4
     data_mean: float = 0.5
     data_std: float = 0.5
+    global_features: int = 256
 
     @nn.compact
     def __call__(self, x: Images, level: Levels) -> Images:
@@ -108,6 +124,9 @@ class UNet(nn.Module):
         h = Block(self.width, self.groups)(jnp.concatenate([h, skip], axis=-1), condition)
         h = nn.silu(nn.GroupNorm(self.groups)(h))
         f = nn.Conv(channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
+        if self.global_features:
+            branch = GlobalBranch(self.global_features)((x - self.data_mean) / total, condition)
+            f = f + (sigma / total) ** 2 * branch
         return self.data_std / (total * sigma) * f - (x - self.data_mean) / total**2
 
     def _check(self, height: int, width: int) -> None:
