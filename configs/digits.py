@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.path = ""
     data.dequantize = True  # (v + u) / 17
     data.flip = False
+    data.labels = True  # each digit's own score, and as many of each as in the data; False learns the score of all together
 
     config.noise = noise = ml_collections.ConfigDict()
     noise.sigma_max = 1.0
@@ -29,7 +30,6 @@ def get_config() -> ml_collections.ConfigDict:
     model.groups = 4
     model.data_mean = 0.3
     model.data_std = 0.35
-    model.global_features = 256
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dsm"
@@ -47,11 +47,11 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.training = training = ml_collections.ConfigDict()
     training.batch_size = 128
-    training.num_steps = 2000
+    training.num_steps = 1500
     training.log_every = 50
     training.eval_every = 250
     training.eval_batches = 16
-    training.preview_every = 1000  # 0 shows none
+    training.preview_every = 500  # 0 shows none
     training.checkpoint_every = 500
     training.keep_checkpoints = 3
 

@@ -38,6 +38,7 @@ RULES: dict[str, Rule] = {
     "data.path": _TEXT,
     "data.dequantize": _SWITCH,
     "data.flip": _SWITCH,
+    "data.labels": _SWITCH,
     "noise.sigma_max": _POSITIVE,
     "noise.sigma_min": _POSITIVE,
     "noise.num_levels": _at_least(1),

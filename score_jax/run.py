@@ -38,12 +38,12 @@ from score_jax.schedule import step_size_for
 from score_jax.training import Trainer, TrainState, make_trainer
 from score_jax.typing import Images, Keys, Pixels
 
-# Names that a config may use. A network is built from the noise levels and its own fields.
+# Names that a config may use. A network is built from the noise levels, the number of classes (0: no labels) and its own fields.
 SOURCES: dict[str, Callable[[str], Dataset]] = {"digits": lambda path: sources.digits(), "npz": sources.npz}
 LOSSES = {"dsm": annealed_dsm}
-MODELS: dict[str, tuple[type[nn.Module], Callable[[Any], dict]]] = {
-    "ncsn": (NCSN, lambda sigmas: {"num_levels": len(sigmas)}),
-    "unet": (UNet, lambda sigmas: {"sigmas": tuple(float(sigma) for sigma in sigmas)}),
+MODELS: dict[str, tuple[type[nn.Module], Callable[[Any, int], dict]]] = {
+    "ncsn": (NCSN, lambda sigmas, num_classes: {"num_levels": len(sigmas)}),
+    "unet": (UNet, lambda sigmas, num_classes: {"sigmas": tuple(float(sigma) for sigma in sigmas), "num_classes": num_classes}),
 }
 LEVELS = {"uniform": uniform_levels, "stratified": stratified_levels}
 
@@ -68,9 +68,9 @@ class Job:
     state_shape: TrainState
     restored: tuple[int, TrainState] | None
 
-    def apply(self, params, x, level):
+    def apply(self, params, x, level, *label):
         """The score of the network with `params`."""
-        return self.model.apply({"params": params}, x, level)
+        return self.model.apply({"params": params}, x, level, *label)
 
     def pmap(self, function, in_axes, out_axes, donate=()):
         """`function` on all devices; what has no mapped axis is the same on each."""
@@ -100,9 +100,13 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
         free = config_lib.FREE_TO_CONTINUE if mode == "train" else config_lib.FREE_TO_USE
         config_lib.check_same_run(saved, config, free, str(folder))
     data = _lookup(SOURCES, config["data"]["source"], "data.source")(config["data"]["path"])
+    if not config["data"]["labels"]:
+        data = data._replace(train_labels=None, held_out_labels=None, num_classes=0)
+    elif data.num_classes == 0:
+        raise ValueError(f"config.data.labels=True, but the source {config['data']['source']!r} has no labels: set it to False")
     noise = config["noise"]
     sigmas = geometric_sigmas(noise["sigma_max"], noise["sigma_min"], noise["num_levels"])
-    model = _build_model(config["model"], sigmas)
+    model = _build_model(config["model"], sigmas, data.num_classes)
     for name in ("training", "sampling"):
         config_lib.check_divides(config[name]["batch_size"], len(devices), f"{name}.batch_size")
 
@@ -147,7 +151,7 @@ def build_trainer(config: Mapping[str, Any], data: Dataset, model: nn.Module, si
         ValueError: If the config names an objective that is not known.
     """
     return make_trainer(
-        lambda params, x, level: model.apply({"params": params}, x, level),
+        lambda params, x, level, *label: model.apply({"params": params}, x, level, *label),
         _lookup(LOSSES, config["loss"]["name"], "loss.name"),
         _build_optimizer(config["optim"], config["training"]["num_steps"]),
         sigmas,
@@ -205,7 +209,7 @@ def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     workdir.write_json(job.folder / "config.json", job.config)
 
-    data = _replicate(job, job.data.train)
+    data = _replicate(job, _arrays(job.data.train, job.data.train_labels))
     if state is None:
         init = job.pmap(lambda key, _: job.trainer.init(_init_params(job.model, key, job.data)), (None, 0), None)
         state = init(job.keys["init"], np.arange(len(job.devices)))
@@ -218,7 +222,7 @@ def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
 
     begun = time.monotonic()
     program = job.pmap(
-        lambda key, state, data, index: job.trainer.step(key, state, data[index]), (None, None, None, 0), None, donate=(1,)
+        lambda key, state, data, index: job.trainer.step(key, state, *_take(data, index)), (None, None, None, 0), None, donate=(1,)
     )
     step_fn = program.lower(job.keys["train"], state, data, batch(first)).compile()
     held_out_loss = _held_out_loss_fn(job, state.ema_params)
@@ -270,7 +274,10 @@ def make_sampler(job: Job, params) -> Callable:
     """
     sampling, event = job.config["sampling"], job.data.train.shape[1:]
 
+    labels = [] if job.data.train_labels is None else [jnp.asarray(chain_labels(job, len(job.data.train)))]
+
     def chains(key, params, index):
+        label = _take(labels, index % len(job.data.train))
         start_keys, chain_keys = _split_each(example_keys(key, index))
         if sampling["start"] == "uniform":
             x = standard_uniform(start_keys, event)
@@ -278,7 +285,7 @@ def make_sampler(job: Job, params) -> Callable:
             x = 0.5 + job.sigmas[0] * standard_normal(start_keys, event)
         return annealed_langevin_trajectory(
             chain_keys,
-            functools.partial(job.apply, params),
+            lambda x, level: job.apply(params, x, level, *label),
             x,
             job.sigmas,
             step_size=job.step_size,
@@ -290,6 +297,15 @@ def make_sampler(job: Job, params) -> Callable:
     index = job.split(np.arange(sampling["batch_size"]))
     program = job.pmap(chains, (None, None, 0), 0).lower(job.keys["sample"], params, index).compile()
     return lambda params, index: program(job.keys["sample"], params, index)
+
+
+def chain_labels(job: Job, number: int) -> np.ndarray:
+    """The classes that the first `number` chains sample, int32: those of the training images, in an order drawn from the seed.
+
+    So the classes are as frequent among the samples as in the data.
+    """
+    size = len(job.data.train)
+    return job.data.train_labels[batch_index(job.config["seed"], 0, size, size)][np.arange(number) % size]
 
 
 def sample(job: Job) -> None:
@@ -328,7 +344,8 @@ def _sample(job: Job, step: int, params, sampler: Callable | None = None) -> Non
     seconds = time.monotonic() - begun
 
     with workdir.replacing(job.folder / "samples.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, samples=samples, seed=job.config["seed"], step=step, config=json.dumps(job.config))
+        extra = {} if job.data.train_labels is None else {"labels": chain_labels(job, number)}
+        np.savez_compressed(file, samples=samples, **extra, seed=job.config["seed"], step=step, config=json.dumps(job.config))
     picture = images.grid(samples[:GRID], columns=10)
     with workdir.replacing(job.folder / "samples.png") as path:
         images.save_png(path, picture)
@@ -355,11 +372,12 @@ def evaluate(job: Job) -> None:
 
     def batch_losses(key, params, data, index):
         prepare_key, loss_key = jax.random.split(key)
-        x = prepare_examples(job.config["data"], job.data.num_values, example_keys(prepare_key, index), data[index % number])
-        return losses_per_level(loss_key, loss_fn, functools.partial(job.apply, params), x, index, job.sigmas)
+        pixels, *label = _take(data, index % number)
+        x = prepare_examples(job.config["data"], job.data.num_values, example_keys(prepare_key, index), pixels)
+        return losses_per_level(loss_key, loss_fn, lambda x, level: job.apply(params, x, level, *label), x, index, job.sigmas)
 
     program = job.pmap(batch_losses, (None, None, None, 0), 0)
-    data, losses = _replicate(job, job.data.held_out), []
+    data, losses = _replicate(job, _arrays(job.data.held_out, job.data.held_out_labels)), []
     with Progress(number, "evaluate", "image") as progress:
         for start in range(0, number, batch_size):
             found = program(job.keys["evaluate"], params, data, job.split(start + np.arange(batch_size)))
@@ -391,10 +409,12 @@ def _lookup(table: Mapping[str, Any], name: str, setting: str) -> Any:
     return table[name]
 
 
-def _build_model(fields: Mapping[str, Any], sigmas: jax.Array) -> nn.Module:
-    fields = dict(fields)
-    kind, given = _lookup(MODELS, fields.pop("name"), "model.name")
-    given = given(sigmas)
+def _build_model(fields: Mapping[str, Any], sigmas: jax.Array, num_classes: int) -> nn.Module:
+    name, fields = fields["name"], {key: value for key, value in fields.items() if key != "name"}
+    kind, given = _lookup(MODELS, name, "model.name")
+    given = given(sigmas, num_classes)
+    if num_classes and "num_classes" not in given:
+        raise ValueError(f"config.data.labels=True, but the network {name!r} takes no labels: set it to False")
     own = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name", *given)]
     if unknown := [name for name in fields if name not in own]:
         raise ValueError(f"config.model.{unknown[0]} is not a setting of this network: choose among {', '.join(['name', *own])}")
@@ -412,12 +432,22 @@ def _build_optimizer(optim: Mapping[str, Any], num_steps: int) -> optax.Gradient
 
 
 def _init_params(model: nn.Module, key: jax.Array, data: Dataset):
-    return model.init(key, jnp.zeros((1, *data.train.shape[1:])), jnp.zeros(1, jnp.int32))["params"]
+    label = [] if data.train_labels is None else [jnp.zeros(1, jnp.int32)]
+    return model.init(key, jnp.zeros((1, *data.train.shape[1:])), jnp.zeros(1, jnp.int32), *label)["params"]
 
 
 def _split_each(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
+
+
+def _arrays(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """What a program needs of a data set: its images, and its labels if there are any."""
+    return (images,) if labels is None else (images, labels)
+
+
+def _take(arrays: tuple[jax.Array, ...], index: jax.Array) -> list[jax.Array]:
+    return [array[index] for array in arrays]
 
 
 def _replicate(job: Job, tree):
@@ -433,8 +463,10 @@ def _merge(x: np.ndarray) -> np.ndarray:
 def _held_out_loss_fn(job: Job, params) -> Callable[[Any], float]:
     """params -> mean held-out loss, always over the same examples, levels and noise."""
     training, number = job.config["training"], len(job.data.held_out)
-    program = job.pmap(lambda key, params, data, index: job.trainer.loss(key, params, data[index])[0], (None, None, None, 0), None)
-    data = _replicate(job, job.data.held_out)
+    program = job.pmap(
+        lambda key, params, data, index: job.trainer.loss(key, params, *_take(data, index))[0], (None, None, None, 0), None
+    )
+    data = _replicate(job, _arrays(job.data.held_out, job.data.held_out_labels))
     program = program.lower(job.keys["evaluate"], params, data, job.split(np.zeros(training["batch_size"], np.int32))).compile()
 
     def held_out_loss(params) -> float:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from score_jax.noise import example_keys, uniform_levels
-from score_jax.typing import Array, Float, Int, Keys, LossFn, OneKey, Params, Sigmas
+from score_jax.typing import Array, Float, Int, Keys, LossFn, Params, Sigmas
 
 
 class TrainState(NamedTuple):
@@ -51,17 +51,18 @@ class Trainer(NamedTuple):
 
     Attributes:
         init: params -> TrainState at step 0.
-        step: (key of the run, state, x) -> (state, Metrics); x is this device's share of the batch, before `prepare`.
-        loss: (key, params, x) -> (mean loss, nonfinite_level); what `step` differentiates.
+        step: (key of the run, state, x) -> (state, Metrics); x is this device's share of the batch, before `prepare`. A fourth
+            argument, the labels of x, goes on to the network.
+        loss: (key, params, x) -> (mean loss, nonfinite_level); what `step` differentiates. Labels as there.
     """
 
     init: Callable[[Params], TrainState]
-    step: Callable[[OneKey, TrainState, Array], tuple[TrainState, Metrics]]
-    loss: Callable[[OneKey, Params, Array], tuple[Array, Array]]
+    step: Callable[..., tuple[TrainState, Metrics]]
+    loss: Callable[..., tuple[Array, Array]]
 
 
 def make_trainer(
-    apply: Callable[[Params, Array, Array], Array],
+    apply: Callable[..., Array],
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     sigmas: Sigmas,
@@ -74,7 +75,7 @@ def make_trainer(
     """Builds the training step of a score network.
 
     Args:
-        apply: (params, x, level) -> score.
+        apply: (params, x, level) -> score, or (params, x, level, label) -> score if steps are given labels.
         loss_fn: Losses per example of a score function.
         optimizer: Any optax transformation.
         sigmas: Noise levels, decreasing.
@@ -90,7 +91,7 @@ def make_trainer(
     def mean_over_devices(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    def local_loss(key, params, x):
+    def local_loss(key, params, x, *label):
         position, devices = (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.psum(1, axis_name))
         index = position * len(x) + jnp.arange(len(x))
         level_key, prepare_key, loss_key = jax.random.split(key, 3)
@@ -98,13 +99,13 @@ def make_trainer(
         x = prepare(example_keys(prepare_key, index), x)
 
         def score_fn(perturbed, level):
-            return apply(params, perturbed, level)
+            return apply(params, perturbed, level, *label)
 
         losses = loss_fn(example_keys(loss_key, index), score_fn, x, level, sigmas)
         return jnp.mean(losses), jnp.max(jnp.where(jnp.isfinite(losses), -1, level))
 
-    def loss(key, params, x):
-        value, nonfinite_level = local_loss(key, params, x)
+    def loss(key, params, x, *label):
+        value, nonfinite_level = local_loss(key, params, x, *label)
         if axis_name is not None:
             nonfinite_level = jax.lax.pmax(nonfinite_level, axis_name)
         return mean_over_devices(value), nonfinite_level
@@ -112,10 +113,10 @@ def make_trainer(
     def init(params):
         return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
-    def step(key, state, x):
+    def step(key, state, x, *label):
         step_key = jax.random.fold_in(key, state.step)
         grad_fn = jax.value_and_grad(local_loss, argnums=1, has_aux=True)
-        (value, nonfinite_level), grads = grad_fn(step_key, state.params, x)
+        (value, nonfinite_level), grads = grad_fn(step_key, state.params, x, *label)
         value, grads = mean_over_devices((value, grads))
         if axis_name is not None:
             nonfinite_level = jax.lax.pmax(nonfinite_level, axis_name)

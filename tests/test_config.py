@@ -42,8 +42,9 @@ def test_every_config_is_valid_documented_and_builds_a_step(path, tmp_path):
     assert "Command: python main.py" in module.__doc__
     job = run.prepare("train", config, tmp_path / "run", jax.devices())
     x = jax.ShapeDtypeStruct((4, *job.data.train.shape[1:]), job.data.train.dtype)
+    label = [jax.ShapeDtypeStruct((4,), job.data.train_labels.dtype)] if config["data"]["labels"] else []
     trainer = run.build_trainer(config, job.data, job.model, job.sigmas, axis_name=None)
-    state, metrics = jax.eval_shape(trainer.step, jax.random.key(0), job.state_shape, x)
+    state, metrics = jax.eval_shape(trainer.step, jax.random.key(0), job.state_shape, x, *label)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), job.state_shape
     )
@@ -80,7 +81,7 @@ def test_every_setting_is_read_somewhere(name):
         ({"noise__num_levels": 1}, r"1 levels from sigma_max=1 to sigma_min=0\.03 do not decrease"),
         ({"sampling__num_frames": 33}, r"num_frames=33 must be at most the number of noise levels, 32"),
         ({"sampling__step_size": 0.1}, r"step_size=0\.1 must be below 2 \* sigma_min\*\*2 = 0\.0018"),
-        ({"optim__warmup_steps": 5000}, r"warmup_steps=5000 must be below config\.training\.num_steps=2000"),
+        ({"optim__warmup_steps": 5000}, r"warmup_steps=5000 must be below config\.training\.num_steps=1500"),
     ],
 )
 def test_what_is_wrong_is_named(settings, words):

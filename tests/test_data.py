@@ -13,6 +13,9 @@ def test_digits_are_scikit_learns_in_the_stated_split():
     data = sources.digits()
     assert data.train.dtype == np.uint8
     assert data.num_values == 17
+    assert data.num_classes == 10
+    np.testing.assert_array_equal(data.train_labels, table.target[order[:1500]])
+    np.testing.assert_array_equal(data.held_out_labels, table.target[order[1500:]])
     np.testing.assert_array_equal(data.train[..., 0], table.images[order[:1500]])
     np.testing.assert_array_equal(data.held_out[..., 0], table.images[order[1500:]])
 

@@ -71,7 +71,7 @@ BAD_INPUT = {
         "config.sampling.batch_size=1 cannot be split over 2 devices: use 2",
     ),
     "network cannot take the image": (
-        ["--config.data.source=npz", "--config.data.path={odd}"],
+        ["--config.data.source=npz", "--config.data.path={odd}", "--config.data.labels=False"],
         "cannot take 7x8: height and width must be even",
     ),
     "fields that do not fit": (["--config.model.width=10"], "width=10 must be a multiple of groups=4"),
@@ -79,6 +79,11 @@ BAD_INPUT = {
     "a network's foreign field": (
         ["--config.model.name=ncsn"],
         "is not a setting of this network: choose among name, width, centered",
+    ),
+    "a network that takes no labels": (["--config.model.name=ncsn"], "the network 'ncsn' takes no labels: set it to False"),
+    "data without labels": (
+        ["--config.data.source=npz", "--config.data.path={even}"],
+        "the source 'npz' has no labels: set it to False",
     ),
     "unknown data": (["--config.data.source=mnist"], "config.data.source='mnist' is not known: choose among digits, npz"),
     "missing data": (["--config.data.source=npz", "--config.data.path=/none.npz"], "config.data.path='/none.npz' is not a file"),
@@ -96,11 +101,14 @@ BAD_INPUT = {
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gets_one_sentence_and_leaves_nothing(case, tmp_path, command):
     np.savez(tmp_path / "odd.npz", train=np.zeros((4, 7, 8, 1), np.uint8), held_out=np.zeros((4, 7, 8, 1), np.uint8))
+    np.savez(tmp_path / "even.npz", train=np.zeros((4, 8, 8, 1), np.uint8), held_out=np.zeros((4, 8, 8, 1), np.uint8))
     (tmp_path / "broken.npz").write_bytes(b"PK nothing")
     (tmp_path / "broken_config.py").write_text("1 / 0\n")
     before = tree(tmp_path)
     arguments, sentence = BAD_INPUT[case]
-    names = {name: tmp_path / f"{name}.npz" for name in ("odd", "broken")} | {"broken_config": tmp_path / "broken_config.py"}
+    names = {name: tmp_path / f"{name}.npz" for name in ("odd", "even", "broken")} | {
+        "broken_config": tmp_path / "broken_config.py"
+    }
     code, shown = command(f"--workdir={tmp_path / 'run'}", *(argument.format(**names) for argument in arguments))
     assert code == 2
     assert sentence in shown

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import functools
 import json
 import os
@@ -189,6 +190,7 @@ def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
     run.train(
         job(
             tmp_path / "other",
+            data__labels=False,
             sampling__start="uniform",
             data__flip=True,
             data__dequantize=False,
@@ -214,6 +216,29 @@ def test_examples_are_prepared_as_the_config_says():
     assert_mean(flipped, 0.5)
     assert_mean((x - np.floor(x))[:, 2, 2, 0], 0.5)
     assert abs(np.corrcoef(flipped, (x - np.floor(x))[:, 0, 0, 0])[0, 1]) < 0.1  # from keys of their own
+
+
+def test_the_classes_of_the_samples_are_those_of_the_data(finished):
+    prepared = job(finished, mode="sample")
+    labels = run.chain_labels(prepared, 3000)
+    np.testing.assert_array_equal(np.bincount(labels[:1500]), np.bincount(prepared.data.train_labels))
+    np.testing.assert_array_equal(labels[1500:], labels[:1500])
+    assert len(set(labels[:30])) > 5
+    np.testing.assert_array_equal(samples(finished)["labels"], labels[:24])
+    # A chain's label reaches the network: the label of the first chain changed, its end changes, and no other's.
+    state = final_state(finished)[1]
+    params = jax.tree.map(lambda leaf: leaf + 0.01, state.ema_params)
+
+    def ends(changed):
+        relabeled = prepared.data.train_labels.copy()
+        first = run.batch_index(0, 0, 1500, 1500)[0]
+        relabeled[first] = (relabeled[first] + changed) % 10
+        sampler = run.make_sampler(dataclasses.replace(prepared, data=prepared.data._replace(train_labels=relabeled)), params)
+        return np.asarray(sampler(params, prepared.split(np.arange(16))).x).reshape(16, 64)
+
+    difference = np.abs(ends(1) - ends(0)).max(1)
+    assert difference[0] > 1e-4
+    np.testing.assert_allclose(difference[1:], 0, atol=1e-5)
 
 
 def test_evaluation_tells_the_loss_of_every_level(finished, capsys):

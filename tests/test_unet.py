@@ -38,6 +38,19 @@ def test_examples_do_not_see_each_other():
     np.testing.assert_allclose(score_fn(params, x[1:3], level[1:3]), score_fn(params, x, level)[1:3], rtol=1e-4, atol=1e-5)
 
 
+def test_each_class_has_a_score_of_its_own_and_labels_must_fit():
+    model = UNet(sigmas=SIGMAS, width=8, num_classes=3)
+    x, level, label = jax.random.normal(jax.random.key(4), (3, 8, 8, 1)), jnp.array([1, 1, 1]), jnp.array([0, 1, 2])
+    params = jax.jit(model.init)(jax.random.key(0), x, level, label)["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2), (leaf.size,)).reshape(leaf.shape), params)
+    score = model.apply({"params": params}, jnp.tile(x[:1], (3, 1, 1, 1)), level, label)
+    assert min(np.abs(score[0] - score[1]).max(), np.abs(score[1] - score[2]).max()) > 1e-2
+    with pytest.raises(ValueError, match="num_classes=3 needs labels"):
+        model.apply({"params": params}, x, level)
+    with pytest.raises(ValueError, match="num_classes=0 takes no labels"):
+        jax.eval_shape(UNet(sigmas=SIGMAS).init, jax.random.key(0), x, level, label)
+
+
 @pytest.mark.parametrize(
     ("fields", "shape", "words"),
     [

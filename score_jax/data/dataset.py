@@ -18,11 +18,17 @@ class Dataset(NamedTuple):
         train: uint8 [examples, height, width, channels].
         held_out: The same, never trained on.
         num_values: How many values a pixel can take: 256, or 17 for the digits.
+        train_labels: Class of each training image, int32 [examples]; None if there are none.
+        held_out_labels: The same of the held-out ones.
+        num_classes: How many classes there are; 0 without labels.
     """
 
     train: np.ndarray
     held_out: np.ndarray
     num_values: int
+    train_labels: np.ndarray | None = None
+    held_out_labels: np.ndarray | None = None
+    num_classes: int = 0
 
 
 def batch_index(seed: int, step: int, num_examples: int, batch_size: int) -> np.ndarray:

@@ -19,9 +19,10 @@ def digits() -> Dataset:
     Reference: Alpaydin & Kaynak (1998), "Optical recognition of handwritten digits", UCI repository (test part).
     """
     with np.load(DIGITS) as file:
-        images = file["images"][..., None]
+        images, labels = file["images"][..., None], file["labels"].astype(np.int32)
     order = np.random.RandomState(0).permutation(len(images))
-    return Dataset(images[order[:1500]], images[order[1500:]], num_values=17)
+    train, held_out = order[:1500], order[1500:]
+    return Dataset(images[train], images[held_out], 17, labels[train], labels[held_out], num_classes=10)
 
 
 def npz(path: str) -> Dataset:

@@ -56,21 +56,6 @@ class SelfAttention(nn.Module):
         return h + nn.Dense(features, kernel_init=flat_normal(0.02))(y)
 
 
-class GlobalBranch(nn.Module):
-    """A residual multi-layer perceptron over all pixels at once, scaled and shifted by the noise level."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: FeatureMap, condition: Array) -> FeatureMap:
-        h = nn.Dense(self.features, kernel_init=flat_normal(1.0))(x.reshape(len(x), -1))
-        for _ in range(2):
-            scale, shift = jnp.split(nn.Dense(2 * self.features, kernel_init=flat_normal(0.04))(condition), 2, axis=-1)
-            y = nn.silu(nn.LayerNorm(use_bias=False, use_scale=False)(h) * (1 + scale) + shift)
-            h = h + nn.Dense(self.features, kernel_init=flat_normal(0.1))(y)
-        return nn.Dense(x[0].size, kernel_init=nn.initializers.zeros)(h).reshape(x.shape)
-
-
 class UNet(nn.Module):
     """Noise conditional score network for small images.
 
@@ -81,6 +66,7 @@ class UNet(nn.Module):
         groups: Groups of the group norms.
         data_mean: m above, about the mean of the data.
         data_std: d above, about the standard deviation of the data; above 0.
+        num_classes: Above 0, the network takes the class of each image, too: its score is that of the class's own density.
     """
 
     sigmas: tuple[float, ...]
@@ -89,27 +75,33 @@ class UNet(nn.Module):
     groups: int = 4
     data_mean: float = 0.5
     data_std: float = 0.5
-    global_features: int = 256
+    num_classes: int = 0
 
     @nn.compact
-    def __call__(self, x: Images, level: Levels) -> Images:
+    def __call__(self, x: Images, level: Levels, label: Levels | None = None) -> Images:
         """The score of images at their noise levels.
 
         Args:
             x: Perturbed images, [batch, height, width, channels].
             level: int [batch], 0 is the largest sigma.
+            label: int [batch] in [0, num_classes), for a network that takes one.
         Returns:
             The estimated gradient of the log density of `x`, of its shape.
         Raises:
-            ValueError: If the image does not halve, or the fields do not fit each other.
+            ValueError: If the image does not halve, the fields do not fit each other, or labels are missing or unasked for.
         """
         batch, height, width, channels = x.shape
         self._check(height, width)
+        if (label is None) != (self.num_classes == 0):
+            raise ValueError(f"a U-Net of num_classes={self.num_classes} {'needs' if self.num_classes else 'takes no'} labels")
         sigma = jnp.asarray(self.sigmas, jnp.float32)[level][:, None, None, None]
         total = jnp.sqrt(sigma**2 + self.data_std**2)
         angle = jnp.log(sigma[:, 0, 0]) * jnp.geomspace(0.25, 4.0, 8)[None]
         condition = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        condition = nn.silu(nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(condition))
+        condition = nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(condition)
+        if label is not None:
+            condition = condition + nn.Embed(self.num_classes, 4 * self.width, embedding_init=flat_normal(self.num_classes))(label)
+        condition = nn.silu(condition)
 
         h = nn.Conv(self.width, (3, 3), kernel_init=flat_normal(1.0))((x - self.data_mean) / total)
         position = self.param("position", flat_normal(0.01 * height * width), (height, width, self.width))
@@ -124,9 +116,6 @@ class UNet(nn.Module):
         h = Block(self.width, self.groups)(jnp.concatenate([h, skip], axis=-1), condition)
         h = nn.silu(nn.GroupNorm(self.groups)(h))
         f = nn.Conv(channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
-        if self.global_features:
-            branch = GlobalBranch(self.global_features)((x - self.data_mean) / total, condition)
-            f = f + (sigma / total) ** 2 * branch
         return self.data_std / (total * sigma) * f - (x - self.data_mean) / total**2
 
     def _check(self, height: int, width: int) -> None:
