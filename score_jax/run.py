@@ -446,7 +446,7 @@ def _arrays(images: np.ndarray, labels: np.ndarray | None) -> tuple[np.ndarray, 
     return (images,) if labels is None else (images, labels)
 
 
-def _take(arrays: tuple[jax.Array, ...], index: jax.Array) -> list[jax.Array]:
+def _take(arrays: Sequence[jax.Array], index: jax.Array) -> list[jax.Array]:
     return [array[index] for array in arrays]
 
 

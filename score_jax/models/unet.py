@@ -100,7 +100,9 @@ class UNet(nn.Module):
         condition = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         condition = nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(condition)
         if label is not None:
-            condition = condition + nn.Embed(self.num_classes, 4 * self.width, embedding_init=flat_normal(self.num_classes))(label)
+            condition = condition + nn.Embed(self.num_classes, 4 * self.width, embedding_init=flat_normal(float(self.num_classes)))(
+                label
+            )
         condition = nn.silu(condition)
 
         h = nn.Conv(self.width, (3, 3), kernel_init=flat_normal(1.0))((x - self.data_mean) / total)
