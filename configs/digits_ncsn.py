@@ -3,6 +3,7 @@
 Paper: Song & Ermon (2019), sections 4 and 5: NCSN, 10 levels from 1 to 0.01, T = 100, step size 2e-5, no last denoising,
 uniform start.
 Data: as in digits.py, all classes together.
+Cost and quality: not measured; digits.py is the tuned job.
 Command: python main.py --config=configs/digits_ncsn.py
 """
 

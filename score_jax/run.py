@@ -240,7 +240,9 @@ def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
             pending.append(metrics)
             if wait:
                 jax.block_until_ready(metrics)
-            due = {name: done == total or stop() or done % training[f"{name}_every"] == 0 for name in ("log", "eval", "checkpoint")}
+            stopping = stop()  # asked once: what it brings about must all happen in the same step
+            last = stopping or done == total
+            due = {name: last or done % training[f"{name}_every"] == 0 for name in ("log", "eval", "checkpoint")}
             if due["log"] or due["checkpoint"]:
                 loss = _mean_loss(job, pending, done)
                 log["train_loss"].append([done, loss])
@@ -259,7 +261,7 @@ def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
                 sampler = sampler or make_sampler(job, state.ema_params)
                 _preview(job, sampler, state.ema_params, done, events)
             progress.update(done, loss=log["train_loss"][-1][1] if log["train_loss"] else float(metrics.loss))
-            if stop():
+            if stopping:
                 job.checkpoints.wait()
                 _say(f"stopped at step {done} of {total}, which is saved; the same command continues from there")
                 return None
