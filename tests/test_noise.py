@@ -64,8 +64,15 @@ def test_what_an_example_draws_depends_on_its_index_alone():
     whole = standard_normal(example_keys(key, np.arange(6)), (4, 4, 3))
     part = standard_normal(example_keys(key, np.array([4, 1])), (4, 4, 3))
     np.testing.assert_array_equal(part, whole[np.array([4, 1])])
-    on_devices = jax.pmap(lambda i: standard_normal(example_keys(key, i), (4, 4, 3)))(np.arange(6).reshape(2, 3))
-    np.testing.assert_array_equal(np.asarray(on_devices).reshape(whole.shape), whole)
+
+    def draw(index):
+        return standard_normal(example_keys(key, index), (4, 4, 3))
+
+    one = jax.pmap(draw, devices=jax.devices()[:1])(np.arange(6).reshape(1, 6))
+    two = jax.pmap(draw)(np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(np.asarray(two).reshape(whole.shape), np.asarray(one)[0])
+    # Compiled and not, the last bit of the normal's inverse may differ.
+    np.testing.assert_allclose(one[0], whole, rtol=3e-7)
 
 
 def test_flat_draws_are_those_of_the_full_shape():
