@@ -37,9 +37,14 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any], Path, int]:
         ValueError: With one sentence, for anything that cannot be understood.
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    peek.add_argument("--config")
-    peek.add_argument("--workdir")
-    known, rest = peek.parse_known_args(list(arguments))
+    peek.add_argument("--config", "-config")
+    peek.add_argument("--workdir", "-workdir")
+    try:
+        known, rest = peek.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{error}: write --workdir=folder and --config=file") from error
+    if "" in (known.config, known.workdir):
+        raise ValueError("--workdir and --config must not be empty: write --workdir=folder and --config=file")
     folder = Path(known.workdir or Path("runs") / Path((known.config or DEFAULT).partition(":")[0]).stem)
 
     saved = workdir.read_json(folder / "config.json") if known.config is None else None
@@ -124,7 +129,7 @@ def _sentence(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command; 0 when done, 2 for input that cannot be used, 1 for a run that failed."""
+    """Runs the command; 0 when done, 2 for input that cannot be used, 1 for a run that failed, 130 for one stopped."""
     try:
         mode, config, folder, requested = parse(arguments)
         job = run.prepare(mode, config, folder, choose_devices(config, requested))
@@ -132,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"main.py: {_sentence(error) if isinstance(error, ValueError) else error}", file=sys.stderr)
         return 2
     try:
-        MODES[mode](job)
+        finished = MODES[mode](job)
     except FloatingPointError as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
@@ -142,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    return 0
+    return 0 if finished else 130
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ array's CRC-32 is stored beside it and compared.
 """
 
 import logging
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,10 +45,10 @@ class Checkpoints:
             OSError: If the disk is full or cannot be written; possibly only at the next save or at `wait`.
         """
         if self._manager is None:
+            for damaged in self._unusable:  # put aside, or they would stand in the way of their sound successors
+                (self.folder / str(damaged)).rename(self.folder / f"unusable_{damaged}_{time.time_ns()}")
             options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-            for damaged in self._unusable:  # or they would stand in the way of their sound successors
-                self._manager.delete(damaged)
         if step in self._manager.all_steps():
             return
         state = jax.tree.map(np.asarray, state)
@@ -69,7 +70,7 @@ class Checkpoints:
         Returns:
             Its step and state, as host arrays; None if there is no checkpoint at all.
         Raises:
-            ValueError: If there are checkpoints, but none is sound, or the newest sound one has other shapes.
+            ValueError: If there are checkpoints, but none is sound and of these shapes.
         """
         problems = []
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)

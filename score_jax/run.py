@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from score_jax.checkpoint import Checkpoints
 from score_jax.data import sources
 from score_jax.data.dataset import Dataset, batch_index, dequantize, random_flip, rescale
 from score_jax.evaluation.objective import losses_per_level
-from score_jax.langevin import annealed_langevin_trajectory
+from score_jax.langevin import Trajectory, annealed_langevin_trajectory
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.models.ncsn import NCSN
 from score_jax.models.unet import UNet
@@ -96,7 +97,14 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
     config_lib.validate(config)
     folder = Path(folder)
     saved = workdir.read_json(folder / "config.json")
-    if saved is not None:
+    workdir.read_json(folder / "metrics.json")  # damaged, it is better told now than after hours
+    checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
+    steps = checkpoints.steps()
+    if steps and saved is None:
+        raise FileNotFoundError(
+            f"--workdir={folder} holds checkpoints but no config.json: restore it from a copy, or choose another --workdir"
+        )
+    if steps:
         free = config_lib.FREE_TO_CONTINUE if mode == "train" else config_lib.FREE_TO_USE
         config_lib.check_same_run(saved, config, free, str(folder))
     data = _lookup(SOURCES, config["data"]["source"], "data.source")(config["data"]["path"])
@@ -112,8 +120,7 @@ def prepare(mode: str, config: Mapping[str, Any], folder: Path, devices: Sequenc
 
     trainer = build_trainer(config, data, model, sigmas, AXIS)
     state_shape = jax.eval_shape(lambda: trainer.init(_init_params(model, jax.random.key(0), data)))
-    checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
-    steps, sampling = checkpoints.steps(), config["sampling"]
+    sampling = config["sampling"]
     if mode != "train" and not steps:
         raise FileNotFoundError(
             f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir"
@@ -169,8 +176,11 @@ def prepare_examples(settings: Mapping[str, Any], num_values: int, keys: Keys, p
     return random_flip(flip_keys, x) if settings["flip"] else x
 
 
-def train(job: Job) -> None:
+def train(job: Job) -> bool:
     """Trains up to the config's number of steps, from the newest checkpoint if there is one, then samples.
+
+    Returns:
+        Whether it came to the end; False if it was asked to stop while it trained.
 
     Raises:
         FloatingPointError: If a loss is not finite; the last checkpoint stays.
@@ -183,12 +193,13 @@ def train(job: Job) -> None:
     elif (trained := _train_from(job)) is not None:
         params, sampler = trained
     else:
-        return
+        return False
     if _samples_are_those_of(job, total):
         _say(f"{job.folder / 'samples.npz'} holds this run's samples already")
     else:
         _sample(job, total, params, sampler)
     _say(f"next: python main.py --workdir={job.folder} --mode=evaluate   or, for other samples: --mode=sample --config.seed=1")
+    return True
 
 
 def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
@@ -265,7 +276,10 @@ def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
                 job.checkpoints.wait()
                 _say(f"stopped at step {done} of {total}, which is saved; the same command continues from there")
                 return None
-    job.checkpoints.wait()
+        job.checkpoints.wait()
+        if stop():
+            _say(f"stopped after the last step, {total}, which is saved; the same command goes on to sample")
+            return None
     return state.ema_params, sampler
 
 
@@ -310,8 +324,8 @@ def chain_labels(job: Job, number: int) -> np.ndarray:
     return job.data.train_labels[batch_index(job.config["seed"], 0, size, size)][np.arange(number) % size]
 
 
-def sample(job: Job) -> None:
-    """Samples by annealed Langevin dynamics with the newest checkpoint's averaged parameters.
+def sample(job: Job) -> bool:
+    """Samples by annealed Langevin dynamics with the newest checkpoint's averaged parameters; True when done.
 
     Raises:
         FloatingPointError: If a chain is not finite, with the level where that began; nothing is written.
@@ -319,6 +333,7 @@ def sample(job: Job) -> None:
     step, state = job.restored
     _sample(job, step, state.ema_params)
     _say(f"next: python main.py --workdir={job.folder} --mode=evaluate")
+    return True
 
 
 def _sample(job: Job, step: int, params, sampler: Callable | None = None) -> None:
@@ -365,8 +380,8 @@ def _sample(job: Job, step: int, params, sampler: Callable | None = None) -> Non
     _say(f"wrote {', '.join(written)} to {job.folder} ({seconds:.1f} s)")
 
 
-def evaluate(job: Job) -> None:
-    """Prints the held-out loss at every noise level and writes it to evaluation.json."""
+def evaluate(job: Job) -> bool:
+    """Prints the held-out loss at every noise level and writes it to evaluation.json; True when done."""
     step, state = job.restored
     params = _replicate(job, state.ema_params)
     batch_size, number = job.config["training"]["batch_size"], len(job.data.held_out)
@@ -403,6 +418,7 @@ def evaluate(job: Job) -> None:
     }
     workdir.write_json(job.folder / "evaluation.json", report)
     _say(f"wrote {job.folder / 'evaluation.json'}")
+    return True
 
 
 def _lookup(table: Mapping[str, Any], name: str, setting: str) -> Any:
@@ -492,14 +508,14 @@ def _mean_loss(job: Job, pending: list, done: int) -> float:
         kept = f"the checkpoint of step {saved[0]} stays" if saved else "no checkpoint had been written yet"
         raise FloatingPointError(
             f"{what} is not finite at step {step}: {kept}; lower config.optim.learning_rate="
-            f"{job.config['optim']['learning_rate']:g}, or set config.optim.clip_norm"
+            f"{job.config['optim']['learning_rate']:g}, or set config.optim.clip_norm, in another --workdir"
         )
     return float(np.mean([float(metrics.loss) for metrics in pending]))
 
 
-def _checked_chains(job: Job, trajectory, start: int) -> np.ndarray:
-    """The ends of the chains [batch, ...], all of which must be finite."""
-    x = _merge(np.asarray(trajectory.x))
+def _checked_chains(job: Job, trajectory: Trajectory, start: int) -> np.ndarray:
+    """The ends of the chains that are asked for [at most batch, ...], all of which must be finite."""
+    x = _merge(np.asarray(trajectory.x))[: job.config["sampling"]["num_samples"] - start]
     if not np.isfinite(x).all():
         finite = _merge(np.moveaxis(np.asarray(trajectory.finite), 1, 2))  # [batch, levels]
         chain = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(1)))
@@ -537,8 +553,11 @@ def _samples_are_those_of(job: Job, step: int) -> bool:
     path = job.folder / "samples.npz"
     if not path.is_file():
         return False
-    with np.load(path, allow_pickle=False) as file:
-        return json.loads(str(file["config"])) == dict(job.config) and int(file["step"]) == step
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return json.loads(str(file["config"])) == dict(job.config) and int(file["step"]) == step
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile):  # another program's file, or half of ours
+        return False
 
 
 def _describe(job: Job) -> str:

@@ -41,9 +41,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): restore it from a copy, or delete it") from error
+        raise ValueError(f"{path} is not valid JSON ({error}): restore it from a copy, or choose another --workdir") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}: restore it from a copy, or delete it")
+        raise ValueError(
+            f"{path} must hold a JSON object, got {type(content).__name__}: restore it from a copy, or choose another --workdir"
+        )
     return content
 
 

@@ -1,4 +1,5 @@
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -56,6 +57,8 @@ BAD_INPUT = {
     "unknown section": (["--config.optimizer.beta1=0.1"], "--config.optimizer.beta1 is not a setting of this config"),
     "unknown mode": (["--mode=tran"], "flag --mode=tran: value should be one of <train|sample|evaluate>"),
     "unknown flag": (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+    "no workdir": (["--workdir="], "--workdir and --config must not be empty"),
+    "no value": (["--config"], "expected one argument: write --workdir=folder and --config=file"),
     "not a flag": (["train"], "'train' is not a flag: write --name=value"),
     "wrong type": (["--config.model.width=wide"], "--config.model.width=wide must be of type int, like 24"),
     "fraction for a whole number": (["--config.training.num_steps=1.5"], "--config.training.num_steps=1.5 must be of type int"),
@@ -180,6 +183,36 @@ def test_any_mode_runs_from_the_workdir_alone(trained, tmp_path, command):
     assert (copy / "evaluation.json").exists()
     assert command(f"--workdir={copy}", "--mode=sample", "--config.sampling.num_samples=5", "--config.seed=2") == (0, "")
     assert samples(copy)["samples"].shape == (5, 8, 8, 1)
+
+
+def test_checkpoints_without_their_config_are_refused(trained, tmp_path, command):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    code, shown = command(f"--workdir={copy}")
+    assert code == 2
+    assert "holds checkpoints but no config.json: restore it from a copy" in shown
+
+
+def test_a_foreign_samples_file_is_replaced(trained, tmp_path, command):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "samples.npz").write_bytes(b"PK half of one")
+    assert command(f"--workdir={copy}") == (0, "")
+    assert samples(copy)["samples"].shape == (24, 8, 8, 1)
+
+
+def test_a_run_that_has_saved_nothing_yet_may_be_changed(tmp_path, command):
+    (tmp_path / "config.json").write_text(json.dumps(small()))
+    _, config, folder, _ = main.parse([f"--workdir={tmp_path}", "--config.optim.learning_rate=1e-4"])
+    assert main.run.prepare("train", config, folder, jax.devices()).restored is None
+
+
+def test_a_run_that_was_stopped_says_so(command, monkeypatch, tmp_path):
+    monkeypatch.setitem(main.MODES, "train", lambda job: False)
+    assert command(f"--workdir={tmp_path / 'run'}") == (130, "")
+
+
+def test_workdir_and_config_with_one_dash_and_a_space():
+    assert main.parse(["-workdir", "some/where", "-config", "configs/digits.py"])[2] == Path("some/where")
 
 
 def test_flags_may_come_before_the_config(command, tmp_path):
