@@ -357,7 +357,7 @@ def _sample(job: Job, step: int, params, sampler: Callable | None = None) -> Non
             if sampling["num_frames"] and start < GRID:
                 frames.append(_merge(np.moveaxis(np.asarray(trajectory.snapshots), 1, 2)))
             progress.update(min(start + batch_size, number))
-    samples = np.clip(np.concatenate(samples)[:number], 0, 1)
+    samples = np.clip(np.concatenate(samples), 0, 1)
     seconds = time.monotonic() - begun
 
     with workdir.replacing(job.folder / "samples.npz") as path, path.open("wb") as file:
