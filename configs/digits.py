@@ -16,11 +16,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
 
     config.data = data = ml_collections.ConfigDict()
-    data.source = "digits"
-    data.path = ""
+    data.source = "digits"  # or npz, idx, folder, zip, tfds: images of your own
+    data.path = ""  # where they are
+    data.name = ""  # of tfds, such as "mnist"
+    data.train_split = "train"
+    data.held_out_split = "test"
+    data.crop = 0  # pixels of a central square that is cut out first; 0 cuts none
+    data.size = 0  # height and width that images are resized to; 0 leaves them
+    data.channels = 0  # 1 or 3; 0 leaves them
     data.dequantize = True  # (v + u) / 17
+    data.logit = False
     data.flip = False
     data.labels = True  # each digit's own score, and as many of each as in the data; False learns the score of all together
+    data.label_dropout = 0.1  # how often the network is not told the class, so that it knows the score of all together, too
+    data.device_megabytes = 1024  # larger data sets are streamed from the host
 
     config.noise = noise = ml_collections.ConfigDict()
     noise.sigma_max = 1.0
@@ -38,6 +47,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dsm"
     loss.levels = "stratified"
+    loss.projection = "rademacher"  # this and the next two: of the sliced objective, "ssm"
+    loss.num_projections = 1
+    loss.variance_reduced = True
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.learning_rate = 2e-3
@@ -62,9 +74,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.num_samples = 1000
     sampling.batch_size = 128
+    sampling.method = "annealed"  # or "consistent"; or "langevin", the baseline at the last level only
     sampling.start = "normal"  # 0.5 + sigma_max z; or "uniform" in [0, 1]
     sampling.num_steps = 10  # per noise level
     sampling.step_size = 0.0  # 0 chooses it by NCSNv2's technique 4
     sampling.denoise = True
     sampling.num_frames = 16  # of the animation
+    sampling.renew_known = False  # inpainting: noise the known pixels at every step, not once per level
     return config

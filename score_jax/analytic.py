@@ -7,14 +7,16 @@ Truths to train and sample against, and the toy densities of the paper's figures
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from score_jax.noise import per_example
 from score_jax.typing import Array, Batch, Float, Keys, Losses, ScoreFn, Sigmas
 
+PerMode = Float[Array, "modes"] | Float[np.ndarray, "modes"]
+Centres = Float[Array, "modes *event"] | Float[np.ndarray, "modes *event"]
 
-def mixture_log_density(
-    x: Batch, weights: Float[Array, "modes"], means: Float[Array, "modes *event"], scales: Float[Array, "modes"]
-) -> Losses:
+
+def mixture_log_density(x: Batch, weights: PerMode, means: Centres, scales: PerMode) -> Losses:
     """Log density of a mixture of isotropic Gaussians, [batch].
 
     Args:
@@ -23,6 +25,7 @@ def mixture_log_density(
         means: Centres of the modes, [modes, *event].
         scales: Standard deviations of the modes, in the unit of `x`.
     """
+    weights, means, scales = (jnp.asarray(array) for array in (weights, means, scales))
     dimension = means[0].size
     squares = jnp.sum((x.reshape(len(x), 1, -1) - means.reshape(1, len(means), -1)) ** 2, axis=2)
     exponents = -0.5 * squares / scales[None] ** 2 - dimension * jnp.log(scales)[None]
@@ -30,12 +33,13 @@ def mixture_log_density(
 
 
 def mixture_score_fn(
-    weights: Float[Array, "modes"],
-    means: Float[Array, "modes *event"],
-    scales: Float[Array, "modes"],
+    weights: PerMode,
+    means: Centres,
+    scales: PerMode,
     sigmas: Sigmas,
 ) -> ScoreFn:
     """The exact score of the mixture perturbed by each of `sigmas`, as a score function."""
+    weights, means, scales = (jnp.asarray(array) for array in (weights, means, scales))
 
     def score_fn(x, level):
         variances = scales[None] ** 2 + jnp.asarray(sigmas)[level][:, None] ** 2  # [batch, modes]
@@ -58,10 +62,9 @@ def gaussian_score_fn(mean: Float[Array, "*event"], variance: float | Float[Arra
     return score_fn
 
 
-def sample_mixture(
-    keys: Keys, weights: Float[Array, "modes"], means: Float[Array, "modes *event"], scales: Float[Array, "modes"]
-) -> Batch:
+def sample_mixture(keys: Keys, weights: PerMode, means: Centres, scales: PerMode) -> Batch:
     """Exact samples of the mixture, [batch, *event], one per key."""
+    weights, means, scales = (jnp.asarray(array) for array in (weights, means, scales))
 
     def one(key):
         mode_key, noise_key = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""What a config may say, checked as a whole before anything runs.
+"""What a config may say, checked as a whole before anything runs, and the published settings to begin from.
 
 A config is a nested mapping with the sections below; `model` holds the name of a network and that network's own fields.
 """
@@ -36,14 +36,26 @@ RULES: dict[str, Rule] = {
     "seed": Rule(int, lambda v: 0 <= v < 2**32, "in [0, 2**32)"),
     "data.source": _TEXT,
     "data.path": _TEXT,
+    "data.name": _TEXT,
+    "data.train_split": _TEXT,
+    "data.held_out_split": _TEXT,
+    "data.crop": _at_least(0),
+    "data.size": _at_least(0),
+    "data.channels": Rule(int, lambda v: v in (0, 1, 3), "1, 3, or 0 for what the images have"),
     "data.dequantize": _SWITCH,
+    "data.logit": _SWITCH,
     "data.flip": _SWITCH,
     "data.labels": _SWITCH,
+    "data.label_dropout": _FRACTION,
+    "data.device_megabytes": _at_least(0),
     "noise.sigma_max": _POSITIVE,
     "noise.sigma_min": _POSITIVE,
     "noise.num_levels": _at_least(1),
     "loss.name": _TEXT,
     "loss.levels": _one_of("uniform", "stratified"),
+    "loss.projection": _one_of("rademacher", "gaussian", "sphere"),
+    "loss.num_projections": _at_least(1),
+    "loss.variance_reduced": _SWITCH,
     "optim.learning_rate": _POSITIVE,
     "optim.schedule": _one_of("constant", "cosine"),
     "optim.warmup_steps": _at_least(0),
@@ -62,15 +74,19 @@ RULES: dict[str, Rule] = {
     "training.keep_checkpoints": _at_least(1),
     "sampling.num_samples": _at_least(1),
     "sampling.batch_size": _at_least(1),
+    "sampling.method": _one_of("annealed", "consistent", "langevin"),
     "sampling.start": _one_of("uniform", "normal"),
     "sampling.num_steps": _at_least(1),
     "sampling.step_size": _NOT_NEGATIVE,
     "sampling.denoise": _SWITCH,
     "sampling.num_frames": _at_least(0),
+    "sampling.renew_known": _SWITCH,
 }
 
 # What may differ when a run is continued; the rest decides which run it is.
 FREE_TO_CONTINUE = (
+    "data.path",
+    "data.device_megabytes",
     "training.num_steps",
     "training.log_every",
     "training.eval_every",
@@ -81,7 +97,86 @@ FREE_TO_CONTINUE = (
     "sampling.",
 )
 # What may differ when its network is only used.
-FREE_TO_USE = ("seed", "loss.", "optim.", "training.", "sampling.")
+FREE_TO_USE = ("seed", "data.path", "data.device_megabytes", "loss.", "optim.", "training.", "sampling.")
+
+
+def ncsn() -> ml_collections.ConfigDict:
+    """Every setting, as Song & Ermon (2019) chose them for CIFAR-10 (section 5 and appendix B)."""
+    return _config(
+        seed=0,
+        data={
+            "source": "tfds",  # or folder, zip, idx, npz, digits, mixture
+            "path": "",  # where the data are; of tfds, its data_dir, "" for the usual one
+            "name": "cifar10",  # of tfds
+            "train_split": "train",
+            "held_out_split": "test",
+            "crop": 0,  # pixels of a central square that is cut out first; 0 cuts none
+            "size": 32,  # height and width that images are resized to; 0 leaves them
+            "channels": 3,  # 0 leaves them
+            "dequantize": True,  # (v + u) / 256, u ~ U[0, 1)
+            "logit": False,
+            "flip": True,
+            "labels": False,  # whether the network is told the class
+            "label_dropout": 0.0,  # how often it is not told all the same, and learns the score of all classes together
+            "device_megabytes": 1024,  # larger data sets are streamed from the host
+        },
+        noise={"sigma_max": 1.0, "sigma_min": 0.01, "num_levels": 10},
+        model={"name": "ncsn", "width": 128, "centered": True},
+        loss={
+            "name": "dsm",  # or ssm, implicit; ssm_clean and implicit_clean leave the data unperturbed
+            "levels": "uniform",  # or stratified
+            "projection": "rademacher",  # of ssm: or gaussian, sphere
+            "num_projections": 1,
+            "variance_reduced": True,
+        },
+        optim={
+            "learning_rate": 1e-3,
+            "schedule": "constant",  # or cosine
+            "warmup_steps": 0,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "epsilon": 1e-8,
+            "clip_norm": 0.0,  # 0 does not clip
+            "ema_decay": 0.0,  # 0 samples with the last parameters
+        },
+        training={
+            "batch_size": 128,
+            "num_steps": 200_000,
+            "log_every": 100,
+            "eval_every": 5000,
+            "eval_batches": 8,
+            "preview_every": 0,  # 0 shows none
+            "checkpoint_every": 5000,
+            "keep_checkpoints": 3,
+        },
+        sampling={
+            "num_samples": 1000,
+            "batch_size": 128,
+            "method": "annealed",  # or consistent; langevin: as many steps, all at the last level
+            "start": "uniform",  # in [0, 1]; or normal: 0.5 + sigma_max z
+            "num_steps": 100,  # per noise level
+            "step_size": 2e-5,  # 0 chooses it by technique 4 of NCSNv2 (consistent: that of ancestral sampling)
+            "denoise": False,
+            "num_frames": 10,  # of the animation
+            "renew_known": False,  # inpainting: noise the known pixels at every step, not once per level
+        },
+    )
+
+
+def ncsnv2() -> ml_collections.ConfigDict:
+    """Every setting, as Song & Ermon (2020) chose them for CIFAR-10 (section 5 and appendix B)."""
+    config = ncsn()
+    config.data.dequantize = False
+    config.noise.update(sigma_max=50.0, sigma_min=0.01, num_levels=232)
+    config.model = ml_collections.ConfigDict({"name": "ncsnv2", "width": 128, "variant": "standard", "centered": True})
+    config.optim.update(learning_rate=1e-4, ema_decay=0.999)
+    config.training.num_steps = 300_000
+    config.sampling.update(num_steps=5, step_size=6.2e-6, denoise=True, num_frames=16, renew_known=True)
+    return config
+
+
+def _config(**sections) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(sections)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -127,6 +222,14 @@ def _validate_together(settings: Mapping[str, Any]) -> None:
     if num_levels == 1 and settings["sampling.step_size"] == 0:
         raise ValueError(
             "config.sampling.step_size=0 asks for technique 4, which needs two or more noise levels: set the step size"
+        )
+    if settings["data.logit"] and not settings["data.dequantize"]:
+        raise ValueError(
+            "config.data.logit=True needs config.data.dequantize=True: pixels of 0 and 1 have no logit worth modelling"
+        )
+    if settings["data.label_dropout"] and not settings["data.labels"]:
+        raise ValueError(
+            f"config.data.label_dropout={settings['data.label_dropout']} needs config.data.labels=True: set it to 0 without labels"
         )
     if settings["sampling.num_frames"] > num_levels:
         raise ValueError(

@@ -7,6 +7,7 @@ Step size convention, the one of this package: at level i, alpha_i = step_size (
 the code released with it, NCSNv2's paper and this package use the form above with the same published numbers.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -63,8 +64,39 @@ def langevin(keys: Keys, score_fn: ScoreFn, x: Batch, level: Levels, *, step_siz
         ValueError: If num_steps is less than 1, or step_size is not positive.
     Reference: Song & Ermon (2019), equation 4.
     """
-    _check_steps(num_steps, step_size)
-    return _steps(keys, score_fn, x, level, step_size, np.arange(num_steps))
+    check_steps(num_steps, step_size)
+
+    def one_step(x, n):
+        return langevin_step(score_fn(x, level), x, chain_noise(keys, n, x.shape[1:]), step_size), None
+
+    return jax.lax.scan(one_step, jnp.asarray(x), np.arange(num_steps))[0]
+
+
+def langevin_trajectory(
+    keys: Keys,
+    score_fn: ScoreFn,
+    x: Batch,
+    sigmas: Sigmas,
+    *,
+    step_size: Scalar,
+    num_steps: int,
+    denoise: bool = False,
+    num_snapshots: int = 0,
+) -> Trajectory:
+    """The baseline without annealing: as many steps as `annealed_langevin` takes, all at the last noise level.
+
+    Args, returned value and errors are those of `annealed_langevin_trajectory`.
+
+    Reference: Song & Ermon (2019), section 3.2.2 and the baseline of section 5.
+    """
+    last = len(sigmas) - 1
+
+    def score_at_last(x, level):
+        return score_fn(x, jnp.full_like(level, last))
+
+    check_steps(num_steps, step_size)
+    alphas = jnp.full(len(sigmas), step_size)
+    return _annealed(keys, score_at_last, x, checked_sigmas(sigmas), alphas, num_steps, denoise, num_snapshots)
 
 
 def annealed_langevin(
@@ -114,45 +146,72 @@ def annealed_langevin_trajectory(
     Raises:
         ValueError: As `annealed_langevin`; if num_snapshots is below 0 or above the number of levels.
     """
-    _check_steps(num_steps, step_size)
+    check_steps(num_steps, step_size)
     sigmas = jnp.asarray(checked_sigmas(sigmas))
-    num_levels = len(sigmas)
+    alphas = annealed_step_sizes(sigmas, step_size)
+    return _annealed(keys, score_fn, x, sigmas, alphas, num_steps, denoise, num_snapshots)
+
+
+def _annealed(keys, score_fn, x, sigmas, alphas, num_steps, denoise, num_snapshots) -> Trajectory:
+    def step(x, level, n):
+        score = score_fn(x, jnp.full(len(x), level))
+        return langevin_step(score, x, chain_noise(keys, n, x.shape[1:]), alphas[level])
+
+    trajectory = anneal(step, x, len(sigmas), num_steps, num_snapshots)
+    if denoise:
+        last = jnp.full(len(x), len(sigmas) - 1, jnp.int32)
+        trajectory = trajectory._replace(x=_denoise(score_fn, trajectory.x, last, sigmas))
+    return trajectory
+
+
+def annealed_step_sizes(sigmas: Sigmas, step_size: Scalar) -> Float[Array, "levels"]:
+    """alpha_i = step_size sigma_i^2 / sigma_L^2, for every level."""
+    return step_size * (sigmas / sigmas[-1]) ** 2
+
+
+def chain_noise(keys: Keys, n: Array, event: tuple[int, ...]) -> Batch:
+    """What each chain draws at its step number n: standard normal, from its key with n folded in."""
+    return standard_normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n), event)
+
+
+def anneal(
+    step: Callable[[Array, Array, Array], Array], x: Batch, num_levels: int, num_steps: int, num_snapshots: int = 0
+) -> Trajectory:
+    """A scan over levels of a scan over steps, the loop of every sampler of this package: one XLA program.
+
+    Args:
+        step: (x, level, n) -> x, one step of all chains at a level; n counts the steps from the first of the first level.
+        x: Where the chains start.
+        num_levels: How many levels, visited from 0 on.
+        num_steps: Steps per level.
+        num_snapshots: How many snapshots to keep, at most one per level, at the ends of evenly spread levels.
+    Raises:
+        ValueError: If num_snapshots is below 0 or above the number of levels.
+    """
     if not 0 <= num_snapshots <= num_levels:
         raise ValueError(f"num_snapshots={num_snapshots} must lie between 0 and the number of noise levels, {num_levels}")
     # The slot a level's end is written to; one past the last is dropped.
     slots = np.full(num_levels, num_snapshots)
     slots[(np.arange(1, num_snapshots + 1) * num_levels) // max(num_snapshots, 1) - 1] = np.arange(num_snapshots)
-    alphas = step_size * (sigmas / sigmas[-1]) ** 2
     x = jnp.asarray(x)
 
     def one_level(carry, inputs):
         x, snapshots = carry
-        i, alpha, slot = inputs
-        level = jnp.full(len(x), i, jnp.int32)
-        x = _steps(keys, score_fn, x, level, alpha, i * num_steps + np.arange(num_steps))
+        level, slot = inputs
+        x = jax.lax.scan(lambda x, n: (step(x, level, n), None), x, level * num_steps + np.arange(num_steps))[0]
         finite = jnp.isfinite(x.reshape(len(x), -1)).all(axis=1)
         if num_snapshots:
             snapshots = snapshots.at[slot].set(x, mode="drop")
         return (x, snapshots), finite
 
     snapshots = jnp.zeros((num_snapshots, *x.shape), x.dtype)
-    (x, snapshots), finite = jax.lax.scan(one_level, (x, snapshots), (np.arange(num_levels), alphas, slots))
-    if denoise:
-        x = _denoise(score_fn, x, jnp.full(len(x), num_levels - 1, jnp.int32), sigmas)
+    levels = np.arange(num_levels, dtype=np.int32)
+    (x, snapshots), finite = jax.lax.scan(one_level, (x, snapshots), (levels, slots))
     return Trajectory(x, snapshots, finite)
 
 
-def _steps(keys: Keys, score_fn: ScoreFn, x: Batch, level: Levels, step_size: Scalar, steps) -> Batch:
-    """Langevin steps at one level; step number n of a chain draws from its key with n folded in."""
-
-    def one_step(x, step):
-        noise = standard_normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step), x.shape[1:])
-        return langevin_step(score_fn(x, level), x, noise, step_size), None
-
-    return jax.lax.scan(one_step, jnp.asarray(x), jnp.asarray(steps))[0]
-
-
-def _check_steps(num_steps: int, step_size: Scalar) -> None:
+def check_steps(num_steps: int, step_size: Scalar) -> None:
+    """Raises a ValueError for fewer steps than one, or a step size that is not positive and finite."""
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     if not isinstance(step_size, jax.core.Tracer) and not 0 < float(step_size) < np.inf:

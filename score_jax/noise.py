@@ -42,7 +42,7 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
     return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
 
 
-def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> np.ndarray | Array:
+def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Sequence[float] | Array | np.ndarray:
     """`sigmas`, if they are one-dimensional, positive, finite and decreasing; traced values pass unchecked.
 
     Raises:

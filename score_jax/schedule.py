@@ -3,10 +3,116 @@
 Reference: Song & Ermon (2020), "Improved techniques for training score-based generative models", arXiv 2006.09011.
 """
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
+from score_jax.typing import Sigmas
 
-def step_size_for(sigmas, num_steps: int) -> float:
+
+class Distance(NamedTuple):
+    """A distance between two examples of a set.
+
+    Attributes:
+        value: Euclidean, in the unit of the data.
+        first: Index of one of them.
+        second: Index of the other.
+    """
+
+    value: float
+    first: int
+    second: int
+
+
+def largest_distance(x: np.ndarray, block_size: int = 2048) -> Distance:
+    """Technique 1: the largest Euclidean distance between two examples, which is to be the first sigma.
+
+    Args:
+        x: [examples, *event]. Or anything that has a length and gives such arrays for slices; blocks are read again and again.
+        block_size: Examples whose distances are computed at once: memory grows with its square, time with the number of
+            examples squared (2 D operations per pair).
+    Returns:
+        The distance, and between which two; exact up to the rounding of float64.
+    Raises:
+        ValueError: If there are fewer than two examples.
+    """
+    number = len(x)
+    if number < 2:
+        raise ValueError(f"a distance needs two or more examples, got {number}")
+    starts = range(0, number, block_size)
+    best = Distance(-1.0, 0, 1)
+    for start in starts:
+        rows = _flat(x[start : start + block_size])
+        center = rows.mean(axis=0, keepdims=True)  # smaller numbers: less to cancel
+        rows = rows - center
+        squares = np.sum(rows**2, axis=1)
+        for other in starts:
+            if other < start:
+                continue
+            columns = rows if other == start else _flat(x[other : other + block_size]) - center
+            found = squares[:, None] + np.sum(columns**2, axis=1)[None] - 2 * rows @ columns.T
+            i, j = np.unravel_index(np.argmax(found), found.shape)
+            if found[i, j] > best.value:
+                best = Distance(float(found[i, j]), start + int(i), other + int(j))
+    pair = _flat(x[best.first : best.first + 1]).astype(np.float64) - _flat(x[best.second : best.second + 1])
+    return best._replace(value=float(np.linalg.norm(pair)))
+
+
+def overlap(ratio: float, dimension: int) -> float:
+    """How much of the noise of one level lies where the next larger level has most of its own: the condition of technique 2.
+
+    With D dimensions and ratio g of successive sigmas, the radius of noise of one level is about normal, and the probability that
+    it falls within three standard deviations of the next level's is
+        Phi(sqrt(2 D) (g - 1) + 3 g) - Phi(sqrt(2 D) (g - 1) - 3 g).
+
+    Args:
+        ratio: g, above 1.
+        dimension: D, at least 1.
+    Raises:
+        ValueError: If ratio or dimension is out of range.
+    Reference: proposition 2 and technique 2 of the paper above.
+    """
+    if not ratio >= 1 or dimension < 1:
+        raise ValueError(f"ratio={ratio} must be 1 or above and dimension={dimension} at least 1")
+    shift = math.sqrt(2 * dimension) * (ratio - 1)
+    return _normal_cdf(shift + 3 * ratio) - _normal_cdf(shift - 3 * ratio)
+
+
+def num_levels_for(sigma_max: float, sigma_min: float, dimension: int, target: float = 0.5) -> int:
+    """Technique 2: the fewest geometric noise levels whose `overlap` is at least `target`.
+
+    Args:
+        sigma_max: First sigma.
+        sigma_min: Last sigma, above 0 and below `sigma_max`.
+        dimension: Dimension of the data.
+        target: The paper's rule says about 0.5; its published schedules have 0.567.
+    Raises:
+        ValueError: If the sigmas do not decrease, or target is not in (0, 0.99].
+    """
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(f"sigma_max={sigma_max} must be above sigma_min={sigma_min}, both positive and finite")
+    if not 0 < target <= 0.99:
+        raise ValueError(f"target={target} must be in (0, 0.99]")
+    low, high = 1.0, 2.0  # of the ratio; the overlap falls as the ratio grows
+    while overlap(high, dimension) > target:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if overlap(middle, dimension) >= target else (low, middle)
+    return max(2, math.ceil(math.log(sigma_max / sigma_min) / math.log(low)) + 1)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    return x.reshape(len(x), -1)
+
+
+def _normal_cdf(z: float) -> float:
+    return 0.5 * (1 + math.erf(z / math.sqrt(2)))
+
+
+def step_size_for(sigmas: Sigmas, num_steps: int) -> float:
     """Technique 4: the step size that keeps the spread of chains in step with the noise levels.
 
     With g the ratio of successive sigmas and e = step_size / sigma_L^2, chains that arrive at a level with the

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from score_jax.noise import example_keys, uniform_levels
-from score_jax.typing import Array, Float, Int, Keys, LossFn, Params, Sigmas
+from score_jax.typing import Array, Float, Int, LossFn, Params, Sigmas
 
 
 class TrainState(NamedTuple):
@@ -52,7 +52,7 @@ class Trainer(NamedTuple):
     Attributes:
         init: params -> TrainState at step 0.
         step: (key of the run, state, x) -> (state, Metrics); x is this device's share of the batch, before `prepare`. A fourth
-            argument, the labels of x, goes on to the network.
+            argument, the labels of x, goes on to `prepare` and the network.
         loss: (key, params, x) -> (mean loss, nonfinite_level); what `step` differentiates. Labels as there.
     """
 
@@ -67,7 +67,7 @@ def make_trainer(
     optimizer: optax.GradientTransformation,
     sigmas: Sigmas,
     *,
-    prepare: Callable[[Keys, Array], Array] = lambda keys, x: x,
+    prepare: Callable[..., tuple[Array, ...]] = lambda keys, *batch: batch,
     draw_levels: Callable[..., Array] = uniform_levels,
     ema_decay: float = 0.999,
     axis_name: str | None = None,
@@ -79,7 +79,8 @@ def make_trainer(
         loss_fn: Losses per example of a score function.
         optimizer: Any optax transformation.
         sigmas: Noise levels, decreasing.
-        prepare: (keys, x) -> x, the random part of data loading (dequantisation, flips), one key per example.
+        prepare: (keys, x) -> (x,) or (keys, x, label) -> (x, label), the random part of data loading (dequantisation, flips),
+            one key per example.
         draw_levels: Like `noise.uniform_levels`.
         ema_decay: d above; at step t at most (1 + t) / (10 + t), so that the start is forgotten in short runs, too.
         axis_name: Name of the pmapped axis over which the batch is split, if it is.
@@ -96,7 +97,7 @@ def make_trainer(
         index = position * len(x) + jnp.arange(len(x))
         level_key, prepare_key, loss_key = jax.random.split(key, 3)
         level = draw_levels(level_key, index, batch_size=devices * len(x), num_levels=len(sigmas))
-        x = prepare(example_keys(prepare_key, index), x)
+        x, *label = prepare(example_keys(prepare_key, index), x, *label)
 
         def score_fn(perturbed, level):
             return apply(params, perturbed, level, *label)

@@ -25,6 +25,7 @@ OneKey: TypeAlias = Key[Array, ""]
 Keys: TypeAlias = Key[Array, "batch"]
 Index: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
 Flags: TypeAlias = Bool[Array, "levels batch"]
+Mask: TypeAlias = Bool[Array, "batch *event"] | Bool[np.ndarray, "batch *event"]
 Params: TypeAlias = Any
 
 ScoreFn: TypeAlias = Callable[[Array, Array], Array]
@@ -45,6 +46,7 @@ __all__ = [
     "Levels",
     "LossFn",
     "Losses",
+    "Mask",
     "OneKey",
     "Params",
     "Pixels",

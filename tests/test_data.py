@@ -1,23 +1,11 @@
+import threading
+
 import jax
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 from truths import assert_mean
 
-from score_jax.data import sources
-from score_jax.data.dataset import batch_index, dequantize, random_flip, rescale
-
-
-def test_digits_are_scikit_learns_in_the_stated_split():
-    table, order = load_digits(), np.random.RandomState(0).permutation(1797)
-    data = sources.digits()
-    assert data.train.dtype == np.uint8
-    assert data.num_values == 17
-    assert data.num_classes == 10
-    np.testing.assert_array_equal(data.train_labels, table.target[order[:1500]])
-    np.testing.assert_array_equal(data.held_out_labels, table.target[order[1500:]])
-    np.testing.assert_array_equal(data.train[..., 0], table.images[order[:1500]])
-    np.testing.assert_array_equal(data.held_out[..., 0], table.images[order[1500:]])
+from score_jax.data.dataset import LazyImages, batch_index, dequantize, in_memory, inverse_logit, logit, random_flip, rescale
 
 
 def test_every_example_is_used_once_before_any_is_used_again():
@@ -62,41 +50,77 @@ def test_flips_mirror_half_of_the_images_left_to_right():
     assert_mean(mirrored, 0.5)
 
 
-def write(path, **arrays):
-    np.savez(path, **arrays)
-    return str(path)
+def test_logit_is_that_of_float64():
+    x = np.concatenate([np.linspace(0, 1, 101), 10.0 ** -np.arange(1, 8), 1 - 2.0 ** -np.arange(1, 24)]).astype(np.float32)
+    for boundary in (1e-6, 0.05):
+        p = boundary + (1 - 2 * boundary) * x.astype(np.float64)
+        np.testing.assert_allclose(logit(x, boundary), np.log(p / (1 - p)), rtol=3e-6, atol=1e-6)
+    np.testing.assert_allclose(logit(np.array([0, 1], np.float32)), [-np.log(1e6 - 1), np.log(1e6 - 1)], rtol=1e-6)
 
 
-def images(number, *shape, dtype=np.uint8):
-    return np.zeros((number, *shape), dtype)
+def test_inverse_logit_gives_back_what_logit_took():
+    x = np.linspace(0, 1, 10001, dtype=np.float32).reshape(-1, 73)
+    for boundary in (1e-6, 0.05):
+        y = logit(x, boundary)
+        assert y.dtype == np.float32
+        np.testing.assert_allclose(inverse_logit(y, boundary), x, atol=2e-7)
+    y = np.linspace(-5, 5, 101, dtype=np.float32)
+    np.testing.assert_allclose(logit(inverse_logit(y)), y, atol=3e-5)
+    np.testing.assert_array_equal(inverse_logit(np.array([-1e4, -14, 14, 1e4], np.float32)), [0, 0, 1, 1])
 
 
-def test_npz_round_trip(tmp_path):
-    train = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
-    data = sources.npz(write(tmp_path / "x.npz", train=train, held_out=train[:2]))
-    np.testing.assert_array_equal(data.train, train)
-    assert data.held_out.shape == (2, 4, 6, 3)
-    assert data.num_values == 256
+def lazy(images, decoded=None):
+    def decode(i):
+        if decoded is not None:
+            decoded.append((i, threading.get_ident()))
+        if i >= len(images):
+            raise AssertionError
+        return images[i]
+
+    return LazyImages(decode, len(images), images.shape[1:])
 
 
-@pytest.mark.parametrize(
-    ("arrays", "words"),
-    [
-        ({"train": images(2, 4, 4, 1)}, "lacks the array 'held_out'"),
-        ({"train": images(2, 4, 4), "held_out": images(1, 4, 4)}, r"train is uint8 \[2, 4, 4\]"),
-        ({"train": images(2, 4, 4, 1, dtype=np.float32), "held_out": images(1, 4, 4, 1)}, "train is float32"),
-        ({"train": images(2, 4, 4, 1), "held_out": images(0, 4, 4, 1)}, "not empty"),
-        ({"train": images(2, 4, 4, 1), "held_out": images(1, 4, 5, 1)}, "must agree"),
-    ],
-)
-def test_npz_that_does_not_fit(tmp_path, arrays, words):
-    with pytest.raises(ValueError, match=words):
-        sources.npz(write(tmp_path / "x.npz", **arrays))
+def test_lazy_images_are_indexed_as_an_array_is():
+    truth = np.random.default_rng(0).integers(0, 256, (11, 2, 3, 3), dtype=np.uint8)
+    images = lazy(truth)
+    assert (images.shape, images.dtype, images.nbytes, len(images)) == (truth.shape, truth.dtype, truth.nbytes, 11)
+    for index in (
+        np.array([3, 3, 0], np.int32),
+        [10, -1],
+        slice(2, 9, 3),
+        slice(0, 0),
+        4,
+        np.array([[1, 2], [3, 4]]),
+        np.arange(11) > 7,
+    ):
+        np.testing.assert_array_equal(images[index], truth[index])
+    with pytest.raises(IndexError):
+        images[11]
 
 
-def test_npz_that_is_missing_or_broken(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is not a file"):
-        sources.npz(str(tmp_path / "none.npz"))
-    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(ValueError, match=r"x\.npz cannot be read"):
-        sources.npz(str(tmp_path / "x.npz"))
+def test_only_what_is_asked_for_is_decoded():
+    decoded = []
+    images = lazy(np.zeros((9, 1, 1, 1), np.uint8), decoded)
+    assert images.nbytes == 9
+    assert decoded == []
+    images[[5, 2]]
+    assert [i for i, _ in decoded] == [5, 2]
+
+
+def test_in_memory_decodes_every_image_once():
+    truth = np.random.default_rng(0).integers(0, 256, (333, 2, 3, 1), dtype=np.uint8)
+    decoded = []
+    np.testing.assert_array_equal(in_memory(lazy(truth, decoded)), truth)
+    assert sorted(i for i, _ in decoded) == list(range(333))
+    assert threading.get_ident() not in {thread for _, thread in decoded}
+    assert in_memory(truth) is truth
+
+
+def test_in_memory_raises_what_a_decoder_raises():
+    def decode(i):
+        if i in (200, 300):
+            raise ValueError(f"image {i}")
+        return np.zeros((1, 1, 1), np.uint8)
+
+    with pytest.raises(ValueError, match="image 200"):
+        in_memory(LazyImages(decode, 1000, (1, 1, 1)))

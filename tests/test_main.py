@@ -55,7 +55,10 @@ BAD_INPUT = {
     "unknown key": (["--config.optim.lr=1e-3"], "--config.optim.lr is not a setting of this config: did you mean"),
     "misspelt key": (["--config.optim.learning_rat=1"], "did you mean optim.learning_rate"),
     "unknown section": (["--config.optimizer.beta1=0.1"], "--config.optimizer.beta1 is not a setting of this config"),
-    "unknown mode": (["--mode=tran"], "flag --mode=tran: value should be one of <train|sample|evaluate>"),
+    "unknown mode": (
+        ["--mode=tran"],
+        "flag --mode=tran: value should be one of <train|sample|evaluate|inpaint|interpolate|schedule|figures|import>",
+    ),
     "unknown flag": (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     "no workdir": (["--workdir="], "--workdir and --config must not be empty"),
     "no value": (["--config"], "expected one argument: write --workdir=folder and --config=file"),
@@ -74,13 +77,16 @@ BAD_INPUT = {
         "config.sampling.batch_size=1 cannot be split over 2 devices: use 2",
     ),
     "network cannot take the image": (
-        ["--config.data.source=npz", "--config.data.path={odd}", "--config.data.labels=False"],
+        ["--config.data.source=npz", "--config.data.path={odd}", "--config.data.labels=False", "--config.data.label_dropout=0"],
         "cannot take 7x8: height and width must be even",
     ),
     "fields that do not fit": (["--config.model.width=10"], "width=10 must be a multiple of groups=4"),
-    "unknown network": (["--config.model.name=resnet"], "config.model.name='resnet' is not known: choose among ncsn, unet"),
+    "unknown network": (
+        ["--config.model.name=resnet"],
+        "config.model.name='resnet' is not known: choose among ncsn, ncsnv2, unet, mlp",
+    ),
     "a network's foreign field": (
-        ["--config.model.name=ncsn", "--config.data.labels=False"],
+        ["--config.model.name=ncsn", "--config.data.labels=False", "--config.data.label_dropout=0"],
         "is not a setting of this network: choose among name, width, centered",
     ),
     "a network that takes no labels": (["--config.model.name=ncsn"], "the network 'ncsn' takes no labels: set it to False"),
@@ -88,10 +94,13 @@ BAD_INPUT = {
         ["--config.data.source=npz", "--config.data.path={even}"],
         "the source 'npz' has no labels: set it to False",
     ),
-    "unknown data": (["--config.data.source=mnist"], "config.data.source='mnist' is not known: choose among digits, npz"),
+    "unknown data": (
+        ["--config.data.source=mnist"],
+        "config.data.source='mnist' is not known: choose among digits, mixture, npz, idx, folder, zip, tfds",
+    ),
     "missing data": (["--config.data.source=npz", "--config.data.path=/none.npz"], "config.data.path='/none.npz' is not a file"),
     "broken data": (["--config.data.source=npz", "--config.data.path={broken}"], "broken.npz cannot be read as an .npz file"),
-    "missing config": (["--config=configs/none.py"], "--config=configs/none.py is not a file: there are configs/digits.py"),
+    "missing config": (["--config=configs/none.py"], "--config=configs/none.py is not a file: there are configs/celeba.py"),
     "broken config": (["--config={broken_config}"], "broken_config.py cannot be loaded (ZeroDivisionError"),
     "no checkpoint to sample": (["--mode=sample"], "holds no checkpoint to sample from: train first"),
     "no checkpoint to evaluate": (["--mode=evaluate"], "holds no checkpoint to evaluate from: train first"),
@@ -203,7 +212,7 @@ def test_a_foreign_samples_file_is_replaced(trained, tmp_path, command):
 def test_a_run_that_has_saved_nothing_yet_may_be_changed(tmp_path, command):
     (tmp_path / "config.json").write_text(json.dumps(small()))
     _, config, folder, _ = main.parse([f"--workdir={tmp_path}", "--config.optim.learning_rate=1e-4"])
-    assert main.run.prepare("train", config, folder, jax.devices()).restored is None
+    assert main.prepare("train", config, folder, jax.devices()).restored is None
 
 
 def test_a_run_that_was_stopped_says_so(command, monkeypatch, tmp_path):

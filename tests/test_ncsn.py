@@ -5,106 +5,142 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from truths import NCSN_FIXTURES, golden, relative
+from truths import NCSN_FIXTURES, NCSNV2_FIXTURES, golden, relative
 
-from score_jax.convert import ncsn_params
-from score_jax.langevin import langevin_step
+from score_jax.convert import from_official, to_official
+from score_jax.langevin import denoise, langevin_step
 from score_jax.losses.dsm import denoising_score_matching
 from score_jax.models.ncsn import NCSN
+from score_jax.models.ncsnv2 import NCSNv2
 
-MODEL = NCSN(num_levels=10, width=8)
 
-
-@pytest.fixture(scope="module", params=NCSN_FIXTURES)
-def official(request):
-    g = golden(request.param)
-    g["params"] = jax.tree.map(jnp.asarray, ncsn_params(g["param"]))
-    g["score_fn"] = jax.jit(lambda params, x, level: MODEL.apply({"params": params}, x, level))
+@functools.cache
+def official(name):
+    g = golden(name)
+    g["model"], params = from_official(g["param"])
+    g["params"] = jax.tree.map(jnp.asarray, params)
+    g["score_fn"] = jax.jit(lambda params, x, level: g["model"].apply({"params": params}, x, level))
     return g
 
 
-def test_forward_pass_is_the_official_one(official):
-    assert relative(official["score_fn"](official["params"], official["x"], official["labels"]), official["score"]) < 1e-5
+@pytest.mark.parametrize("name", NCSN_FIXTURES + NCSNV2_FIXTURES)
+def test_forward_pass_is_the_official_one(name):
+    g = official(name)
+    assert relative(g["score_fn"](g["params"], g["x"], g["labels"]), g["score"]) < 1e-5
 
 
-def test_loss_gradients_and_adam_step_are_the_official_ones(official):
+@pytest.mark.parametrize("name", NCSN_FIXTURES)
+def test_loss_gradients_and_adam_step_are_the_official_ones(name):
+    g = official(name)
+
     @jax.jit
     @jax.value_and_grad
     def loss_fn(params):
-        score_fn = functools.partial(MODEL.apply, {"params": params})
-        return denoising_score_matching(
-            score_fn, official["x"], official["dsm_noise"], official["labels"], official["sigmas"]
-        ).mean()
+        score_fn = functools.partial(g["model"].apply, {"params": params})
+        return denoising_score_matching(score_fn, g["x"], g["dsm_noise"], g["labels"], g["sigmas"]).mean()
 
-    loss, grads = loss_fn(official["params"])
-    assert relative(loss, official["dsm_loss"]) < 1e-4
-    assert relative(optax.tree.norm(grads), official["dsm_grad_global_norm"]) < 1e-4
-    expected = jax.tree_util.tree_leaves_with_path(ncsn_params(official["dsm_grad"]))
-    assert len(expected) == 6
-    for path, gradient in expected:
-        assert relative(functools.reduce(lambda tree, step: tree[step.key], path, grads), gradient) < 1e-4, path
+    loss, grads = loss_fn(g["params"])
+    assert relative(loss, g["dsm_loss"]) < 1e-4
+    assert relative(optax.tree.norm(grads), g["dsm_grad_global_norm"]) < 1e-4
+    ours = to_official(grads)
+    assert len(g["dsm_grad"]) == 6
+    for parameter, gradient in g["dsm_grad"].items():
+        assert relative(ours[parameter], gradient) < 1e-4, parameter
     optimizer = optax.adam(1e-3)
-    updates, _ = optimizer.update(grads, optimizer.init(official["params"]))
-    stepped = optax.apply_updates(official["params"], updates)
-    assert relative(official["score_fn"](stepped, official["x"], official["labels"]), official["score_after_adam"]) < 1e-4
+    updates, _ = optimizer.update(grads, optimizer.init(g["params"]))
+    stepped = optax.apply_updates(g["params"], updates)
+    assert relative(g["score_fn"](stepped, g["x"], g["labels"]), g["score_after_adam"]) < 1e-4
 
 
-def test_annealed_langevin_chain_is_the_official_one(official):
+@pytest.mark.parametrize("name", NCSN_FIXTURES + NCSNV2_FIXTURES)
+def test_annealed_langevin_chain_is_the_official_one(name):
     """The official noise, step by step; the sampler draws its own and is held to the same formula in test_langevin."""
-    x, sigmas = official["ald_init"], official["sigmas"]
-    for level, noises in enumerate(official["ald_noise"]):
-        alpha = official["config"]["step_lr"] * (sigmas[level] / sigmas[-1]) ** 2
+    g = official(name)
+    x, sigmas = g["ald_init"], g["sigmas"]
+    for level, noises in enumerate(g["ald_noise"]):
+        alpha = g["config"]["step_lr"] * (sigmas[level] / sigmas[-1]) ** 2
         for noise in noises:
-            score = official["score_fn"](official["params"], x, jnp.full(len(x), level))
+            score = g["score_fn"](g["params"], x, np.full(len(x), level))
             x = langevin_step(score, x, noise, alpha)
-    assert relative(x, official["ald_final"]) < 1e-4
+    if name in NCSN_FIXTURES:
+        assert relative(x, g["ald_final"]) < 1e-4
+    else:
+        assert relative(x, g["ald_final_before_denoise"]) < 1e-4
+        score_fn = functools.partial(g["score_fn"], g["params"])
+        last = np.full(len(x), len(sigmas) - 1)
+        assert relative(denoise(score_fn, x, last, sigmas), g["ald_final_denoised"]) < 1e-4
 
 
 def init_shapes(model, *shape):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32))["params"]
 
 
-def test_parameters_have_the_official_names_and_shapes(official):
-    shapes = init_shapes(MODEL, *official["x"].shape[1:])
-    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == jax.tree.map(lambda leaf: leaf.shape, official["params"])
-
-
 @pytest.mark.parametrize(
     ("width", "shape", "published"),
     [(16, (28, 28, 1), 518_817), (32, (32, 32, 3), 1_966_019), (64, (28, 28, 1), 7_638_657), (128, (32, 32, 3), 30_117_635)],
 )
-def test_parameter_counts(width, shape, published):
+def test_parameter_counts_of_ncsn(width, shape, published):
     assert sum(leaf.size for leaf in jax.tree.leaves(init_shapes(NCSN(num_levels=10, width=width), *shape))) == published
 
 
+@pytest.mark.parametrize(
+    ("variant", "size", "published"), [("standard", 32, 29_694_083), ("deeper", 64, 83_445_379), ("deepest", 256, 94_132_611)]
+)
+def test_parameter_counts_of_ncsnv2(variant, size, published):
+    params = init_shapes(NCSNv2(sigmas=(1.0, 0.1), width=128, variant=variant), size, size, 3)
+    assert params.pop("sigmas").shape == (2,)  # a buffer there, not counted
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == published
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (6, 10, 2), (30, 4, 4)])
-def test_any_even_size_and_any_number_of_channels(shape):
-    model = NCSN(num_levels=3, width=4)
+@pytest.mark.parametrize("model", [NCSN(num_levels=3, width=4), NCSNv2(sigmas=(1.0, 0.5, 0.1), width=4)])
+def test_any_even_size_and_any_number_of_channels(model, shape):
     x = jnp.zeros((2, *shape))
     out = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), x, jnp.zeros(2, int)), x, jnp.zeros(2, int)))
     assert out.shape == x.shape
 
 
-@pytest.mark.parametrize("shape", [(27, 28, 1), (8, 7, 1), (2, 2, 1)])
-def test_other_sizes_are_refused(shape):
-    with pytest.raises(ValueError, match=f"cannot take {shape[0]}x{shape[1]}"):
-        init_shapes(NCSN(num_levels=3, width=4), *shape)
+@pytest.mark.parametrize(
+    ("model", "shape", "words"),
+    [
+        (NCSN(num_levels=3, width=4), (27, 28, 1), "NCSN cannot take 27x28: height and width must be multiples of 2"),
+        (NCSN(num_levels=3, width=4), (2, 2, 1), "cannot take 2x2: .* at least 4"),
+        (NCSN(num_levels=3, width=1), (8, 8, 1), "width=1 must be at least 2"),
+        (NCSNv2(sigmas=(1.0,), width=4, variant="deeper"), (30, 32, 3), r"NCSNv2 \(deeper\) cannot take 30x32: .* multiples of 4"),
+        (NCSNv2(sigmas=(1.0,), width=4, variant="deepest"), (36, 36, 3), "multiples of 8 and at least 16"),
+        (NCSNv2(sigmas=(1.0,), width=4, variant="deep"), (32, 32, 3), "variant='deep' is not known: choose among standard, deeper"),
+    ],
+)
+def test_what_a_network_cannot_take_is_refused(model, shape, words):
+    with pytest.raises(ValueError, match=words):
+        init_shapes(model, *shape)
 
 
 def test_initial_values():
     """Convolutions uniform in +-1/sqrt(fan_in); gamma and alpha near 1, beta 0."""
-    params = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32))["params"]
-    kernel, bound = np.asarray(params["res4_1"]["conv1"]["kernel"], np.float64), 1 / np.sqrt(9 * 16)
+    params = jax.jit(NCSN(num_levels=10, width=8).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32))
+    block = params["params"]["res4_1"]
+    kernel, bound = np.asarray(block["conv1"]["kernel"], np.float64), 1 / np.sqrt(9 * 16)
     assert np.abs(kernel).max() <= bound
     np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
-    assert 0 < np.abs(params["res4_1"]["conv1"]["bias"]).max() <= bound
-    gamma, alpha, beta = np.split(np.asarray(params["res4_1"]["normalize1"]["embedding"]), 3, axis=1)
+    assert 0 < np.abs(block["conv1"]["bias"]).max() <= bound
+    gamma, alpha, beta = np.split(np.asarray(block["normalize1"]["embedding"]), 3, axis=1)
     np.testing.assert_array_equal(beta, 0)
     for near_one in (gamma, alpha):
         np.testing.assert_allclose([near_one.mean(), near_one.std()], [1, 0.02], atol=0.01)
 
 
-def test_logit_transformed_data_is_not_centered(official):
+def test_logit_transformed_data_is_not_centered():
+    g = official("ncsn_mnist_ngf8")
     shifted = NCSN(num_levels=10, width=8, centered=False)
-    score = shifted.apply({"params": official["params"]}, 2 * official["x"] - 1, official["labels"])
-    assert relative(score, official["score"]) < 1e-5
+    score = shifted.apply({"params": g["params"]}, 2 * g["x"] - 1, g["labels"])
+    assert relative(score, g["score"]) < 1e-5
+
+
+def test_no_gradient_reaches_the_sigmas_of_ncsnv2():
+    g = official("ncsnv2_cifar_ngf8")
+    grads = jax.jit(jax.grad(lambda params: g["model"].apply({"params": params}, g["x"], g["labels"]).sum()))(g["params"])
+    np.testing.assert_array_equal(grads["sigmas"], 0)
+    assert np.abs(grads["begin_conv"]["kernel"]).max() > 0
+    updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(g["params"]))
+    np.testing.assert_array_equal(updates["sigmas"], 0)

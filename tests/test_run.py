@@ -13,9 +13,18 @@ from PIL import Image
 from test_config import digits
 from truths import assert_mean
 
-from score_jax import run
 from score_jax.checkpoint import Checkpoints
+from score_jax.data.dataset import batch_index
+from score_jax.langevin import Trajectory
 from score_jax.noise import example_keys, standard_normal
+from score_jax.run import build
+from score_jax.run import sample as sampling
+from score_jax.run import train as training
+from score_jax.run.build import prepare_examples
+from score_jax.run.evaluate import evaluate
+from score_jax.run.job import prepare
+from score_jax.run.sample import chain_labels, make_sampler, sample
+from score_jax.run.train import train
 
 
 def small(**settings):
@@ -40,12 +49,12 @@ def small(**settings):
 
 
 def job(folder, mode="train", devices=2, **settings):
-    return run.prepare(mode, small(**settings), folder, jax.devices()[:devices])
+    return prepare(mode, small(**settings), folder, jax.devices()[:devices])
 
 
 def final_state(folder):
     """Step and state of the newest checkpoint of a run."""
-    prepared = run.prepare("sample", json.loads((folder / "config.json").read_text()), folder, jax.devices())
+    prepared = prepare("sample", json.loads((folder / "config.json").read_text()), folder, jax.devices())
     return prepared.checkpoints.restore(prepared.state_shape)
 
 
@@ -63,7 +72,7 @@ def assert_same(a, b):
 def finished(tmp_path_factory):
     """One run from beginning to end; tests may read it, not change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run.train(job(folder, training__preview_every=30))
+    train(job(folder, training__preview_every=30))
     return folder
 
 
@@ -105,7 +114,7 @@ def test_tensorboard_reads_the_events(finished):
 
 def test_run_again_does_not_train_anew(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    run.train(job(finished, training__preview_every=30))
+    train(job(finished, training__preview_every=30))
     shown = capsys.readouterr().out
     assert "training is complete (60 steps)" in shown
     assert "holds this run's samples already" in shown
@@ -113,10 +122,10 @@ def test_run_again_does_not_train_anew(finished, capsys):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
-    run.train(job(tmp_path / "same"))
+    train(job(tmp_path / "same"))
     assert_same(final_state(tmp_path / "same"), final_state(finished))
     np.testing.assert_array_equal(samples(tmp_path / "same")["samples"], samples(finished)["samples"])
-    run.sample(job(tmp_path / "same", mode="sample", seed=1))
+    sample(job(tmp_path / "same", mode="sample", seed=1))
     other, first = samples(tmp_path / "same")["samples"], samples(finished)["samples"]
     assert int(samples(tmp_path / "same")["seed"]) == 1
     assert (np.abs(other - first).reshape(24, -1).max(1) > 0.01).all()
@@ -126,7 +135,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, tmp
 def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
     """SIGTERM between two steps: the step is saved, and the run goes on to the same bits."""
     folder, seen = tmp_path / "cut", []
-    batch_index = run.batch_index
 
     def interrupting(seed, step, *arguments):
         seen.append(step)
@@ -134,11 +142,11 @@ def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
         return batch_index(seed, step, *arguments)
 
-    monkeypatch.setattr(run, "batch_index", interrupting)
-    run.train(job(folder))
+    monkeypatch.setattr(training, "batch_index", interrupting)
+    train(job(folder))
     assert "stopped at step 34 of 60" in capsys.readouterr().out
     assert not (folder / "samples.npz").exists()
-    run.train(job(folder))
+    train(job(folder))
     assert "continues from the checkpoint of step 34" in capsys.readouterr().out
     assert_same(final_state(folder), final_state(finished))
     np.testing.assert_array_equal(samples(folder)["samples"], samples(finished)["samples"])
@@ -147,15 +155,15 @@ def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
 
 
 def test_a_finished_run_can_be_continued_to_more_steps(finished, tmp_path, capsys):
-    run.train(job(tmp_path / "more", optim__schedule="constant"))
-    run.train(job(tmp_path / "more", optim__schedule="constant", training__num_steps=80))
+    train(job(tmp_path / "more", optim__schedule="constant"))
+    train(job(tmp_path / "more", optim__schedule="constant", training__num_steps=80))
     assert final_state(tmp_path / "more")[0] == 80
     with pytest.raises(ValueError, match=r"has been trained for 80 steps, more than config\.training\.num_steps=60"):
         job(tmp_path / "more", optim__schedule="constant")
 
 
 def test_one_device_and_two_train_and_sample_alike(finished, tmp_path):
-    run.train(job(tmp_path / "one", devices=1))
+    train(job(tmp_path / "one", devices=1))
     # The arithmetic differs in its last bits, and Adam makes of a gradient near 0 what it will: the losses agree, not each number.
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "one", finished))
     for name in ("train_loss", "held_out_loss"):
@@ -163,7 +171,7 @@ def test_one_device_and_two_train_and_sample_alike(finished, tmp_path):
     # The same network on one device and on two.
     before = samples(finished)["samples"]
     one, state = job(finished, mode="sample", devices=1), final_state(finished)[1]
-    ends = run.make_sampler(one, state.ema_params)(state.ema_params, np.arange(16)[None]).x[0]
+    ends = make_sampler(one, state.ema_params)(state.ema_params, np.arange(16)[None]).x[0]
     np.testing.assert_allclose(np.clip(ends, 0, 1), before[:16], atol=1e-4)
 
 
@@ -180,7 +188,7 @@ def test_batch_size_of_the_sampler_does_not_change_a_sample(finished):
 
     def ends(batch_size):
         prepared = job(finished, mode="sample", sampling__batch_size=batch_size)
-        sampler = run.make_sampler(prepared, state.ema_params)
+        sampler = make_sampler(prepared, state.ema_params)
         batches = [sampler(state.ema_params, prepared.split(start + np.arange(batch_size))) for start in range(0, 24, batch_size)]
         return np.concatenate([np.asarray(batch.x).reshape(-1, 8, 8, 1) for batch in batches])[:24]
 
@@ -189,10 +197,11 @@ def test_batch_size_of_the_sampler_does_not_change_a_sample(finished):
 
 
 def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
-    run.train(
+    train(
         job(
             tmp_path / "other",
             data__labels=False,
+            data__label_dropout=0.0,
             sampling__start="uniform",
             data__flip=True,
             data__dequantize=False,
@@ -211,9 +220,10 @@ def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
 def test_examples_are_prepared_as_the_config_says():
     pixels = np.tile(np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1), (2000, 1, 1, 1))
     keys = example_keys(jax.random.key(0), np.arange(2000))
-    plain = run.prepare_examples({"dequantize": False, "flip": False}, 17, keys, pixels)
+    settings = {"dequantize": False, "flip": False, "logit": False, "label_dropout": 0.0}
+    plain = prepare_examples(settings, 17, 0, keys, pixels)[0]
     np.testing.assert_allclose(plain, pixels / 16, rtol=1e-6)
-    x = np.asarray(run.prepare_examples({"dequantize": True, "flip": True}, 17, keys, pixels), np.float64) * 17
+    x = np.asarray(prepare_examples({**settings, "dequantize": True, "flip": True}, 17, 0, keys, pixels)[0], np.float64) * 17
     flipped = np.floor(x)[:, 0, 0, 0] == 3
     assert_mean(flipped, 0.5)
     assert_mean((x - np.floor(x))[:, 2, 2, 0], 0.5)
@@ -222,7 +232,7 @@ def test_examples_are_prepared_as_the_config_says():
 
 def test_the_classes_of_the_samples_are_those_of_the_data(finished):
     prepared = job(finished, mode="sample")
-    labels = run.chain_labels(prepared, 3000)
+    labels = chain_labels(prepared, 3000)
     np.testing.assert_array_equal(np.bincount(labels[:1500]), np.bincount(prepared.data.train_labels))
     np.testing.assert_array_equal(labels[1500:], labels[:1500])
     assert len(set(labels[:30])) > 5
@@ -233,9 +243,9 @@ def test_the_classes_of_the_samples_are_those_of_the_data(finished):
 
     def ends(changed):
         relabeled = prepared.data.train_labels.copy()
-        first = run.batch_index(0, 0, 1500, 1500)[0]
+        first = batch_index(0, 0, 1500, 1500)[0]
         relabeled[first] = (relabeled[first] + changed) % 10
-        sampler = run.make_sampler(dataclasses.replace(prepared, data=prepared.data._replace(train_labels=relabeled)), params)
+        sampler = make_sampler(dataclasses.replace(prepared, data=prepared.data._replace(train_labels=relabeled)), params)
         return np.asarray(sampler(params, prepared.split(np.arange(16))).x).reshape(16, 64)
 
     difference = np.abs(ends(1) - ends(0)).max(1)
@@ -244,7 +254,7 @@ def test_the_classes_of_the_samples_are_those_of_the_data(finished):
 
 
 def test_evaluation_tells_the_loss_of_every_level(finished, capsys):
-    run.evaluate(job(finished, mode="evaluate"))
+    evaluate(job(finished, mode="evaluate"))
     report = json.loads((finished / "evaluation.json").read_text())
     (finished / "evaluation.json").unlink()
     shown = capsys.readouterr().out
@@ -262,18 +272,18 @@ def test_evaluation_tells_the_loss_of_every_level(finished, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_level(tmp_path, monkeypatch):
     """Twenty good steps and a checkpoint, then noise level 2 overflows."""
     folder = tmp_path / "run"
-    run.train(job(folder, training__num_steps=20, optim__schedule="constant"))
-    normal = run.LOSSES["dsm"]
+    train(job(folder, training__num_steps=20, optim__schedule="constant"))
+    normal = build.LOSSES["dsm"]({})
 
     def overflowing(keys, score_fn, x, level, sigmas):
         return normal(keys, score_fn, x, level, sigmas) + jnp.where(level == 2, jnp.inf, 0.0)
 
-    monkeypatch.setitem(run.LOSSES, "dsm", overflowing)
+    monkeypatch.setitem(build.LOSSES, "dsm", lambda settings: overflowing)
     with pytest.raises(
         FloatingPointError,
         match=r"the loss at noise level 2 \(sigma .*\) is not finite at step 21: the checkpoint of step 20 stays",
     ):
-        run.train(job(folder, optim__schedule="constant"))
+        train(job(folder, optim__schedule="constant"))
     assert Checkpoints(folder / "checkpoints").steps() == [20]
 
 
@@ -287,17 +297,17 @@ def test_a_chain_that_is_not_finite_is_named_and_nothing_is_overwritten(finished
 
     monkeypatch.setattr(type(prepared.model), "apply", broken)
     with pytest.raises(FloatingPointError, match="chain 0 is not finite after noise level 1"):
-        run.sample(prepared)
+        sample(prepared)
     # Chains that only fill up the last batch may do what they like.
-    trajectory = run.Trajectory(np.where(np.arange(16) < 8, 0.5, np.nan).reshape(2, 8, 1), None, None)
-    assert run._checked_chains(prepared, trajectory, 16).tolist() == [[0.5]] * 8
+    trajectory = Trajectory(np.where(np.arange(16) < 8, 0.5, np.nan).reshape(2, 8, 1), None, None)
+    assert sampling._checked_chains(prepared, trajectory, 16, 24).tolist() == [[0.5]] * 8
     assert (finished / "samples.npz").read_bytes() == before
 
 
 def test_a_second_batch_does_not_compile(finished, monkeypatch):
     prepared = job(finished, mode="sample")
-    params = run._replicate(prepared, final_state(finished)[1].ema_params)
-    sampler = run.make_sampler(prepared, params)
+    params = prepared.replicate(final_state(finished)[1].ema_params)
+    sampler = make_sampler(prepared, params)
     sampler(params, prepared.split(np.arange(16)))
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(

@@ -7,6 +7,7 @@ import numpy as np
 
 FIXTURES = Path(__file__).with_name("fixtures")
 NCSN_FIXTURES = ["ncsn_cifar_ngf8", "ncsn_mnist_ngf8"]
+NCSNV2_FIXTURES = ["ncsnv2_cifar_ngf8", "ncsnv2_deeper_64_ngf4", "ncsnv2_deepest_64_ngf4"]
 
 
 def golden(name):

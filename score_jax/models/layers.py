@@ -67,13 +67,12 @@ class Conv(nn.Module):
 
 
 class ConditionalInstanceNormPlus(nn.Module):
-    """Instance norm++ with a scale, a shift and a weight of the mean for every noise level.
+    """Instance norm++ with a scale, a weight of the mean and a shift for every noise level.
 
     Reference: Song & Ermon (2019), appendix A.1.
     """
 
     num_levels: int
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, h: FeatureMap, level: Levels) -> FeatureMap:
@@ -86,13 +85,37 @@ class ConditionalInstanceNormPlus(nn.Module):
         # One row per level: gamma, alpha, beta.
         embedding = self.param("embedding", init, (self.num_levels, 3 * features))
         gamma, alpha, beta = jnp.split(embedding[level][:, None, None], 3, axis=-1)
-        mu = jnp.mean(h, axis=(1, 2), keepdims=True)
-        variance = jnp.var(h, axis=(1, 2), keepdims=True)
-        # Over the features of one example, and unbiased: divided by features - 1.
-        mu_hat = (mu - jnp.mean(mu, axis=-1, keepdims=True)) * jax.lax.rsqrt(
-            jnp.var(mu, axis=-1, keepdims=True, ddof=1) + self.epsilon
-        )
-        return gamma * ((h - mu) * jax.lax.rsqrt(variance + self.epsilon) + alpha * mu_hat) + beta
+        return _instance_norm_plus(h, gamma, alpha, beta)
+
+
+class InstanceNormPlus(nn.Module):
+    """Instance norm++ with one scale, weight of the mean and shift; the noise level plays no part.
+
+    Reference: Song & Ermon (2020), appendix.
+    """
+
+    @nn.compact
+    def __call__(self, h: FeatureMap, level: Levels) -> FeatureMap:
+        del level
+        shape = (h.shape[-1],)
+        gamma, alpha = (self.param(name, lambda key: 1 + 0.02 * jax.random.normal(key, shape)) for name in ("gamma", "alpha"))
+        beta = self.param("beta", nn.initializers.zeros, shape)
+        return _instance_norm_plus(h, *(value[None, None, None] for value in (gamma, alpha, beta)))
+
+
+def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) -> FeatureMap:
+    epsilon = 1e-5
+    mu = jnp.mean(h, axis=(1, 2), keepdims=True)
+    variance = jnp.var(h, axis=(1, 2), keepdims=True)
+    # Over the features of one example, and unbiased: divided by features - 1.
+    mu_hat = (mu - jnp.mean(mu, axis=-1, keepdims=True)) * jax.lax.rsqrt(jnp.var(mu, axis=-1, keepdims=True, ddof=1) + epsilon)
+    return gamma * ((h - mu) * jax.lax.rsqrt(variance + epsilon) + alpha * mu_hat) + beta
+
+
+def without_norm(name: str):
+    """In the place of a norm: nothing."""
+    del name
+    return lambda h, level: h
 
 
 def mean_pool_2x2(h: FeatureMap) -> FeatureMap:
@@ -104,6 +127,11 @@ def mean_pool_2x2(h: FeatureMap) -> FeatureMap:
 def mean_pool_5x5(h: FeatureMap) -> FeatureMap:
     """The mean of the 5x5 square around each pixel, zeros beyond the border counted."""
     return nn.avg_pool(h, (5, 5), (1, 1), "SAME", count_include_pad=True)
+
+
+def max_pool_5x5(h: FeatureMap) -> FeatureMap:
+    """The maximum of the 5x5 square around each pixel, what lies beyond the border not counted."""
+    return nn.max_pool(h, (5, 5), (1, 1), "SAME")
 
 
 def resize_aligned(h: FeatureMap, size: tuple[int, int]) -> FeatureMap:

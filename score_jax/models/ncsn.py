@@ -8,17 +8,16 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_jax.models.layers import ConditionalInstanceNormPlus, Conv
-from score_jax.models.refinenet import RefineBlock, ResidualBlock
+from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, mean_pool_5x5
+from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
-
-def check_even(height: int, width: int) -> None:
-    """Raises a ValueError for an image size that does not halve."""
-    if height % 2 or width % 2 or min(height, width) < 4:
-        raise ValueError(
-            f"NCSN halves the image once and cannot take {height}x{width}: height and width must be even and at least 4"
-        )
+STAGES = (
+    Stage("1", 1, down=False, dilation=1, refine="4", refined=1),
+    Stage("2", 2, down=True, dilation=1, refine="3", refined=1),
+    Stage("3", 2, down=True, dilation=2, refine="2", refined=2),
+    Stage("4", 2, down=True, dilation=4, refine="1", refined=2),
+)
 
 
 class NCSN(nn.Module):
@@ -46,23 +45,11 @@ class NCSN(nn.Module):
         Raises:
             ValueError: If height or width is odd or below 4, or the network's width is below 2.
         """
-        check_even(*x.shape[1:3])
-        if self.width < 2:
-            raise ValueError(f"width={self.width} must be at least 2")  # the norm's variance over features divides by width - 1
-        n = self.width
+        check_size("NCSN", *x.shape[1:3], STAGES)
+        check_width(self.width)
         norm = functools.partial(ConditionalInstanceNormPlus, num_levels=self.num_levels)
         x = jnp.asarray(x)
-        h = Conv(n, name="begin_conv")(2 * x - 1 if self.centered else x)
-        stages = []
-        for stage, (features, down, dilation) in enumerate(
-            [(n, False, 1), (2 * n, True, 1), (2 * n, True, 2), (2 * n, True, 4)], 1
-        ):
-            h = ResidualBlock(features, norm, down=down, dilation=dilation, name=f"res{stage}_0")(h, level)
-            h = ResidualBlock(features, norm, dilation=dilation, name=f"res{stage}_1")(h, level)
-            stages.append(h)
-        h = RefineBlock(2 * n, norm, name="refine1")([stages[3]], level)
-        h = RefineBlock(2 * n, norm, name="refine2")([stages[2], h], level)
-        h = RefineBlock(n, norm, name="refine3")([stages[1], h], level)
-        h = RefineBlock(n, norm, last=True, name="refine4")([stages[0], h], level)
+        h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
+        h = refine_net(h, level, self.width, STAGES, norm, norm, mean_pool_5x5)
         h = nn.elu(norm(name="normalizer")(h, level))
         return Conv(x.shape[-1], name="end_conv")(h)

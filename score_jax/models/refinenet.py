@@ -1,15 +1,17 @@
-"""The blocks of the conditional RefineNet: residual blocks on the way down, refine blocks on the way up.
+"""RefineNet: residual blocks on the way down, refine blocks on the way up.
 
-A block takes its norm as `norm(name=...)`, a module called with (h, level).
+A block takes its norm as `norm(name=...)`, a module called with (h, level); the two published families differ in where norms stand,
+what they depend on, and in the pooling.
 
 Reference: Lin et al. (2017), "RefineNet"; Song & Ermon (2019), appendix A.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 
-from score_jax.models.layers import Conv, mean_pool_2x2, mean_pool_5x5, resize_aligned
+from score_jax.models.layers import Conv, mean_pool_2x2, resize_aligned
 from score_jax.typing import Array, Levels
 
 
@@ -76,15 +78,16 @@ class MultiScaleFusion(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """Adds context of growing extent: twice norm, 5x5 mean pool and conv, each result added."""
+    """Adds context of growing extent: twice norm, 5x5 pool and conv, each result added."""
 
     norm: Callable[..., nn.Module]
+    pool: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, h: Array, level: Levels) -> Array:
         h = path = nn.elu(h)
         for i in range(2):
-            path = mean_pool_5x5(self.norm(name=f"norms_{i}")(path, level))
+            path = self.pool(self.norm(name=f"norms_{i}")(path, level))
             path = Conv(h.shape[-1], use_bias=False, name=f"convs_{i}")(path)
             h = h + path
         return h
@@ -96,11 +99,13 @@ class RefineBlock(nn.Module):
     Attributes:
         features: Number of output features.
         norm: Makes a norm from its name.
+        pool: The 5x5 pooling.
         last: Whether this is the last refine block, whose output goes through three residual units, not one.
     """
 
     features: int
     norm: Callable[..., nn.Module]
+    pool: Callable[[Array], Array]
     last: bool = False
 
     @nn.compact
@@ -111,5 +116,73 @@ class RefineBlock(nn.Module):
             h = MultiScaleFusion(self.features, self.norm, name="msf")(adapted, level, maps[0].shape[1:3])
         else:
             h = adapted[0]
-        h = ChainedResidualPooling(self.norm, name="crp")(h, level)
+        h = ChainedResidualPooling(self.norm, self.pool, name="crp")(h, level)
         return ResidualConvUnits(3 if self.last else 1, self.norm, name="output_convs")(h, level)
+
+
+class Stage(NamedTuple):
+    """One stage of the way down and the refine block that meets it on the way up.
+
+    Attributes:
+        name: Its number in the official names.
+        features: Features of the stage, in units of the network's width.
+        down: Whether the stage begins with a block that halves, or with dilation 2 or more only widens.
+        dilation: Of the stage's convolutions.
+        refine: Number of the refine block.
+        refined: Features of the refine block, in units of the width.
+    """
+
+    name: str
+    features: int
+    down: bool
+    dilation: int
+    refine: str
+    refined: int
+
+
+def refine_net(
+    h: Array,
+    level: Levels,
+    width: int,
+    stages: Sequence[Stage],
+    norm: Callable[..., nn.Module],
+    refine_norm: Callable[..., nn.Module],
+    pool: Callable[[Array], Array],
+) -> Array:
+    """Down the `stages` and up again; to be called within a module, which its blocks become part of.
+
+    Args:
+        h: What the first convolution makes of the images, [batch, height, width, features].
+        level: Noise level of each example.
+        width: n, the unit of the features.
+        stages: From the finest to the coarsest.
+        norm: Of the residual blocks.
+        refine_norm: Of the refine blocks.
+        pool: Of the refine blocks, 5x5.
+    """
+    maps = []
+    for stage in stages:
+        features = stage.features * width
+        h = ResidualBlock(features, norm, down=stage.down, dilation=stage.dilation, name=f"res{stage.name}_0")(h, level)
+        h = ResidualBlock(features, norm, dilation=stage.dilation, name=f"res{stage.name}_1")(h, level)
+        maps.append([h])
+    for stage, own in zip(reversed(stages), reversed(maps), strict=True):
+        coarser = [] if stage is stages[-1] else [h]
+        block = RefineBlock(stage.refined * width, refine_norm, pool, last=stage is stages[0], name=f"refine{stage.refine}")
+        h = block(own + coarser, level)
+    return h
+
+
+def check_size(kind: str, height: int, width: int, stages: Sequence[Stage]) -> None:
+    """Raises a ValueError for images that do not halve as often as the network does."""
+    factor = 2 ** sum(stage.down and stage.dilation == 1 for stage in stages)
+    if height % factor or width % factor or min(height, width) < 2 * factor:
+        raise ValueError(
+            f"{kind} cannot take {height}x{width}: height and width must be multiples of {factor} and at least {2 * factor}"
+        )
+
+
+def check_width(width: int) -> None:
+    """Raises a ValueError for a width with which the norms divide by 0."""
+    if width < 2:
+        raise ValueError(f"width={width} must be at least 2")  # the variance over features divides by width - 1

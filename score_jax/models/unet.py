@@ -66,7 +66,8 @@ class UNet(nn.Module):
         groups: Groups of the group norms.
         data_mean: m above, about the mean of the data.
         data_std: d above, about the standard deviation of the data; above 0.
-        num_classes: Above 0, the network takes the class of each image, too: its score is that of the class's own density.
+        num_classes: Above 0, the network takes the class of each image, too: its score is that of the class's own density. The
+            class num_classes stands for any, if it was trained with it.
     """
 
     sigmas: tuple[float, ...]
@@ -84,7 +85,7 @@ class UNet(nn.Module):
         Args:
             x: Perturbed images, [batch, height, width, channels].
             level: int [batch], 0 is the largest sigma.
-            label: int [batch] in [0, num_classes), for a network that takes one.
+            label: int [batch] in [0, num_classes], for a network that takes one.
         Returns:
             The estimated gradient of the log density of `x`, of its shape.
         Raises:
@@ -100,9 +101,8 @@ class UNet(nn.Module):
         condition = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         condition = nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(condition)
         if label is not None:
-            condition = condition + nn.Embed(self.num_classes, 4 * self.width, embedding_init=flat_normal(float(self.num_classes)))(
-                label
-            )
+            embed = nn.Embed(self.num_classes + 1, 4 * self.width, embedding_init=flat_normal(self.num_classes + 1.0))
+            condition = condition + embed(label)
         condition = nn.silu(condition)
 
         h = nn.Conv(self.width, (3, 3), kernel_init=flat_normal(1.0))((x - self.data_mean) / total)

@@ -1,0 +1,79 @@
+"""NCSNv2: the same skeleton without conditioning, divided by sigma, at three depths.
+
+    s(x, i) = net(x) / sigma_i
+
+Reference: Song & Ermon (2020), "Improved techniques for training score-based generative models", technique 3 and appendix.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from score_jax.models.layers import Conv, InstanceNormPlus, max_pool_5x5, without_norm
+from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
+from score_jax.typing import Images, Levels
+
+VARIANTS = {
+    "standard": (
+        Stage("1", 1, down=False, dilation=1, refine="4", refined=1),
+        Stage("2", 2, down=True, dilation=1, refine="3", refined=1),
+        Stage("3", 2, down=True, dilation=2, refine="2", refined=2),
+        Stage("4", 2, down=True, dilation=4, refine="1", refined=2),
+    ),
+    "deeper": (
+        Stage("1", 1, down=False, dilation=1, refine="5", refined=1),
+        Stage("2", 2, down=True, dilation=1, refine="4", refined=1),
+        Stage("3", 2, down=True, dilation=1, refine="3", refined=2),
+        Stage("4", 4, down=True, dilation=2, refine="2", refined=2),
+        Stage("5", 4, down=True, dilation=4, refine="1", refined=4),
+    ),
+    "deepest": (
+        Stage("1", 1, down=False, dilation=1, refine="5", refined=1),
+        Stage("2", 2, down=True, dilation=1, refine="4", refined=1),
+        Stage("3", 2, down=True, dilation=1, refine="3", refined=2),
+        Stage("31", 2, down=True, dilation=1, refine="31", refined=2),
+        Stage("4", 4, down=True, dilation=2, refine="2", refined=2),
+        Stage("5", 4, down=True, dilation=4, refine="1", refined=4),
+    ),
+}
+
+
+class NCSNv2(nn.Module):
+    """The unconditional network of NCSNv2.
+
+    Attributes:
+        sigmas: Noise levels, decreasing. They are a leaf of the parameters, too, as they are of the official checkpoints, which no
+            gradient reaches.
+        width: Features of the first stage, n; 128 in all published settings.
+        variant: "standard" (32x32), "deeper" (64x64 to 128x128) or "deepest" (256x256).
+        centered: Whether images in [0, 1] are mapped to [-1, 1] first; not for logit-transformed data.
+    """
+
+    sigmas: tuple[float, ...]
+    width: int = 128
+    variant: str = "standard"
+    centered: bool = True
+
+    @nn.compact
+    def __call__(self, x: Images, level: Levels) -> Images:
+        """The score of images at their noise levels.
+
+        Args:
+            x: Perturbed images, [batch, height, width, channels], clean ones in [0, 1].
+            level: int [batch], 0 is the largest sigma.
+        Returns:
+            The estimated gradient of the log density of `x`, of its shape.
+        Raises:
+            ValueError: If the images do not halve as often as the variant does, the width is below 2, or there is no such variant.
+        """
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant={self.variant!r} is not known: choose among {', '.join(VARIANTS)}")
+        stages = VARIANTS[self.variant]
+        check_size(f"NCSNv2 ({self.variant})", *x.shape[1:3], stages)
+        check_width(self.width)
+        sigmas = jax.lax.stop_gradient(self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32)))
+        x = jnp.asarray(x)
+        h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
+        h = refine_net(h, level, self.width, stages, InstanceNormPlus, without_norm, max_pool_5x5)
+        h = nn.elu(InstanceNormPlus(name="normalizer")(h, level))
+        return Conv(x.shape[-1], name="end_conv")(h) / sigmas[level][:, None, None, None]
