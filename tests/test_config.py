@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from score_jax.config import FREE_TO_CONTINUE, FREE_TO_USE, RULES, check_divides, check_same_run, flatten, validate
-
 from score_jax.noise import geometric_sigmas
 from score_jax.run import build
 

@@ -4,7 +4,7 @@
 
 For few dimensions: in D of them it costs as much as D sliced losses.
 
-Reference: Hyvarinen (2005), "Estimation of non-normalized statistical models by score matching", theorem 1; Song & Ermon
+Reference: Hyvärinen (2005), "Estimation of non-normalized statistical models by score matching", theorem 1; Song & Ermon
 (2019), equation 1.
 """
 
@@ -17,7 +17,7 @@ from score_jax.noise import perturb, standard_normal
 from score_jax.typing import Batch, Keys, Levels, Losses, ScoreFn, Sigmas
 
 CHUNK = 16
-"""How many columns of the Jacobian are held at a time."""
+"""How many derivatives are taken at a time."""
 
 
 def implicit_score_matching(score_fn: ScoreFn, x: Batch, level: Levels) -> Losses:
@@ -25,15 +25,15 @@ def implicit_score_matching(score_fn: ScoreFn, x: Batch, level: Levels) -> Losse
 
     On average over x ~ p it is 1/2 E||s - grad log p||^2 - 1/2 E||grad log p||^2: least at the true score, and negative there.
 
-    One forward pass and D derivatives along one axis each, `CHUNK` at a time; the gradient with respect to parameters
-    computes them again rather than keep them, so that memory does not grow with D beyond that of the score itself.
+    Costs one pass for the score and D derivatives, each along one axis, with the memory of `CHUNK` of them: the gradient with
+    respect to parameters computes them again rather than keep all D.
 
     Args:
         score_fn: The score to be learned. The score of one example must not depend on the others.
         x: Where: data, clean or already perturbed.
         level: Noise level of each example, handed on to `score_fn`.
     Returns:
-        One loss per example, summed over its dimensions; in 1/unit of `x` squared.
+        One loss per example, summed over its dimensions; in 1/unit^2, unit being that of `x`.
     """
     x = jnp.asarray(x)
     dimension = math.prod(x.shape[1:])
@@ -51,7 +51,7 @@ def implicit_score_matching(score_fn: ScoreFn, x: Batch, level: Levels) -> Losse
 
 
 def implicit(keys: Keys, score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Losses:
-    """`implicit_score_matching` at `x` as it is, neither perturbed nor weighted; neither keys nor sigmas play a part (a LossFn)."""
+    """`implicit_score_matching` at `x` as it is, neither perturbed nor weighted: keys and sigmas play no part (a LossFn)."""
     del keys, sigmas
     return implicit_score_matching(score_fn, x, level)
 

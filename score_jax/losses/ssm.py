@@ -34,7 +34,7 @@ def sliced_score_matching(
         level: Noise level of each example, handed on to `score_fn`.
         variance_reduced: Whether ||s||^2 replaces (v^T s)^2, its mean over projections.
     Returns:
-        One loss per example, summed over its dimensions; in 1/unit of `x` squared.
+        One loss per example, summed over its dimensions; in 1/unit^2, unit being that of `x`.
     """
     return _mean_over_projections(score_fn, x, [projection], level, variance_reduced)
 
@@ -52,7 +52,8 @@ def _mean_over_projections(
         slope = derivative(projection).reshape(len(x), -1)
         projection = projection.reshape(len(x), -1)
         square = jnp.sum(score**2, axis=1) if variance_reduced else jnp.sum(projection * score, axis=1) ** 2
-        total = total + jnp.sum(projection * slope, axis=1) + 0.5 * square
+        trace = jnp.sum(projection * slope, axis=1)
+        total = total + trace + 0.5 * square
     return total / len(projections)
 
 
@@ -111,7 +112,6 @@ def ssm(
         raise ValueError(f"projection={projection!r} is unknown: it must be one of {', '.join(PROJECTIONS)}")
     if num_projections < 1:
         raise ValueError(f"num_projections={num_projections} must be at least 1")
-
     # The number of a projection is folded into its keys, so that more projections do not change the first ones.
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     draws = [PROJECTIONS[projection](fold(keys, number), x.shape[1:]) for number in range(num_projections)]

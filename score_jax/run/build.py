@@ -128,8 +128,8 @@ def loss_of(settings: Mapping[str, Any]) -> LossFn:
 
 
 def prepare_examples(
-    settings: Mapping[str, Any], num_values: int, num_classes: int, keys: Keys, stored: Array, *label: Array
-) -> tuple[Array, ...]:
+    settings: Mapping[str, Any], num_values: int, num_classes: int, keys: Keys, stored: Array | np.ndarray, *label: Array | np.ndarray
+) -> tuple[Array | np.ndarray, ...]:
     """Stored examples, and their labels if there are any, as the network sees them.
 
     Pixels come into [0, 1], dequantised, flipped at random and logit-transformed if `settings` say so. A label is now and then

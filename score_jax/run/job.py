@@ -58,7 +58,7 @@ class Feed(NamedTuple):
 
     constants: tuple[Any, ...]
     args: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-    take: Callable[[Sequence[Array], Sequence[Array]], list[Array]]
+    take: Callable[..., list]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Job:
             return Feed(constants, lambda index: (self.split(index),), lambda held, args: [array[args[0]] for array in held])
         return Feed((), lambda index: tuple(self.split(array[index]) for array in arrays), lambda held, args: list(args))
 
-    def to_data(self, x: Array) -> Array:
+    def to_data(self, x: Array | np.ndarray) -> Array | np.ndarray:
         """What lives in [0, 1], in the space in which the network knows data."""
         return logit(x) if self.config["data"]["logit"] else x
 
@@ -199,13 +199,13 @@ def _open_checkpoints(mode: str, config: Mapping[str, Any], folder: Path) -> Che
     return checkpoints
 
 
-def merge(x: Array) -> np.ndarray:
+def merge(x: Array | np.ndarray) -> np.ndarray:
     """What a pmapped program returns, [devices, share, ...], as [batch, ...]."""
     x = np.asarray(x)
     return x.reshape(-1, *x.shape[2:])
 
 
-def merge_second(x: Array) -> np.ndarray:
+def merge_second(x: Array | np.ndarray) -> np.ndarray:
     """[devices, kept, share, ...] as [batch, kept, ...]."""
     return merge(np.moveaxis(np.asarray(x), 1, 2))
 
