@@ -95,7 +95,7 @@ def curves_apart(curves: Mapping[str, np.ndarray], xlabel: str, ylabel: str) -> 
     return _rendered(figure)
 
 
-def _panels(number: int, size: float = 4.0) -> tuple[Figure, Sequence]:
+def _panels(number: int, size: float = 4.0) -> tuple[Figure, Sequence | np.ndarray]:
     figure = Figure(figsize=(size * number, size), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, number, squeeze=False)[0]

@@ -169,7 +169,7 @@ def annealed_step_sizes(sigmas: Sigmas, step_size: Scalar) -> Float[Array, "leve
     return step_size * (sigmas / sigmas[-1]) ** 2
 
 
-def chain_noise(keys: Keys, n: Array, event: tuple[int, ...]) -> Batch:
+def chain_noise(keys: Keys, n: Array | int, event: tuple[int, ...]) -> Batch:
     """What each chain draws at its step number n: standard normal, from its key with n folded in."""
     return standard_normal(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n), event)
 

@@ -4,6 +4,7 @@ Reference: Song & Ermon (2020), "Improved techniques for training score-based ge
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ def _normal_cdf(z: float) -> float:
     return 0.5 * (1 + math.erf(z / math.sqrt(2)))
 
 
-def step_size_for(sigmas: Sigmas, num_steps: int) -> float:
+def step_size_for(sigmas: Sigmas | Sequence[float], num_steps: int) -> float:
     """Technique 4: the step size that keeps the spread of chains in step with the noise levels.
 
     With g the ratio of successive sigmas and e = step_size / sigma_L^2, chains that arrive at a level with the

@@ -9,7 +9,14 @@ import pytest
 from truths import assert_mean
 
 from score_jax.analytic import gaussian_score_fn, mixture_score_fn
-from score_jax.langevin import annealed_langevin, annealed_langevin_trajectory, denoise, langevin, langevin_step
+from score_jax.langevin import (
+    annealed_langevin,
+    annealed_langevin_trajectory,
+    denoise,
+    langevin,
+    langevin_step,
+    langevin_trajectory,
+)
 from score_jax.noise import example_keys, geometric_sigmas, standard_normal
 
 SIGMAS = geometric_sigmas(3.0, 0.2, 6)
@@ -205,3 +212,16 @@ def test_refusals(change, words):
     arguments = {"sigmas": SIGMAS, "step_size": 0.01, "num_steps": 1} | change
     with pytest.raises(ValueError, match=words):
         annealed_langevin_trajectory(keys, GAUSSIAN, x, **arguments)
+
+
+def test_the_baseline_is_as_many_steps_at_the_last_level():
+    sigmas = geometric_sigmas(1.0, 0.1, 3)
+    exact = gaussian_score_fn(jnp.zeros(2), 0.5, sigmas)
+    keys = jax.random.split(jax.random.key(0), 8)
+    x = np.ones((8, 2), np.float32)
+    plain = langevin(keys, exact, x, np.full(8, 2), step_size=0.003, num_steps=12)
+    found = langevin_trajectory(keys, exact, x, sigmas, step_size=0.003, num_steps=4, num_snapshots=3)
+    np.testing.assert_allclose(found.x, plain, rtol=1e-6)
+    assert found.finite.shape == (3, 8)
+    denoised = langevin_trajectory(keys, exact, x, sigmas, step_size=0.003, num_steps=4, denoise=True).x
+    np.testing.assert_allclose(denoised, denoise(exact, found.x, np.full(8, 2), sigmas), rtol=1e-5)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from truths import assert_mean
 
 from score_jax.noise import geometric_sigmas
-from score_jax.schedule import step_size_for
+from score_jax.schedule import largest_distance, num_levels_for, overlap, step_size_for
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,50 @@ def test_technique_4_keeps_the_spread_of_chains():
 def test_refusals(sigmas, num_steps, words):
     with pytest.raises(ValueError, match=words):
         step_size_for(sigmas, num_steps)
+
+
+@pytest.mark.parametrize(
+    ("sigma_max", "num_levels", "dimension"),
+    [(50.0, 232, 32 * 32 * 3), (90.0, 500, 64 * 64 * 3), (190.0, 1086, 128 * 128 * 3), (348.0, 2311, 256 * 256 * 3)],
+)
+def test_technique_2_holds_alike_for_the_published_schedules(sigma_max, num_levels, dimension):
+    ratio = (sigma_max / 0.01) ** (1 / (num_levels - 1))
+    assert 0.566 <= overlap(ratio, dimension) <= 0.567
+    # The fewest levels that reach it are those that were published.
+    assert num_levels_for(sigma_max, 0.01, dimension, target=overlap(ratio, dimension) - 1e-9) == num_levels
+
+
+def test_technique_2_is_the_probability_that_it_says():
+    """Radii of the smaller level's noise, N(sqrt(D), 1/2), within three standard deviations of the larger level's."""
+    ratio, dimension = 1.05, 200
+    radius = np.sqrt(dimension) + np.sqrt(0.5) * np.random.default_rng(0).standard_normal(400_000)
+    assert_mean(np.abs(radius - ratio * np.sqrt(dimension)) < 3 * ratio * np.sqrt(0.5), overlap(ratio, dimension))
+
+
+def test_the_fewest_levels_are_just_enough():
+    levels = num_levels_for(10.0, 0.01, 500)
+    assert overlap(1000 ** (1 / (levels - 1)), 500) >= 0.5
+    assert overlap(1000 ** (1 / (levels - 2)), 500) < 0.5
+
+
+@pytest.mark.parametrize("block_size", [7, 64, 1000])
+def test_technique_1_is_the_largest_of_all_distances(block_size):
+    x = np.random.default_rng(1).normal(size=(150, 3, 4)).astype(np.float32) + 100
+    every = np.linalg.norm(x.reshape(150, 1, 12).astype(np.float64) - x.reshape(1, 150, 12), axis=2)
+    found = largest_distance(x, block_size=block_size)
+    np.testing.assert_allclose(found.value, every.max(), rtol=1e-6)
+    assert every[found.first, found.second] == every.max()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: largest_distance(np.zeros((1, 3))), "two or more examples, got 1"),
+        (lambda: overlap(0.9, 10), "ratio=0.9 must be 1 or above"),
+        (lambda: num_levels_for(1.0, 2.0, 10), "sigma_max=1.0 must be above sigma_min=2.0"),
+        (lambda: num_levels_for(1.0, 0.1, 10, target=1.0), "target=1.0 must be in"),
+    ],
+)
+def test_more_refusals(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

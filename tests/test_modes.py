@@ -1,0 +1,261 @@
+"""Modes beside train, sample and evaluate, on a network trained for a moment."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from test_config import digits
+from test_main import command  # noqa: F401 (a fixture)
+from test_run import finished, small  # noqa: F401 (a fixture)
+from truths import golden
+
+from score_jax.checkpoint import Checkpoints
+from score_jax.config import ncsn
+from score_jax.convert import from_official
+from score_jax.data import sources
+from score_jax.run import figures, inpaint
+from score_jax.run.figures import Figures
+from score_jax.run.job import Options
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(path):
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_held_out_images_are_completed(finished, command):  # noqa: F811
+    code, _ = command(f"--workdir={finished}", "--mode=inpaint", "--mask=left", "--number=5", "--completions=3")
+    assert code == 0
+    found, data = load(finished / "inpainting.npz"), sources.digits()
+    np.testing.assert_allclose(found["originals"], (data.held_out[:5] + 0.5) / 17, rtol=1e-6)
+    np.testing.assert_array_equal(found["labels"], data.held_out_labels[:5])
+    mask = found["mask"]
+    assert mask[:, 4:].all()
+    assert not mask[:, :4].any()
+    completions = found["completions"]
+    assert completions.shape == (5, 3, 8, 8, 1)
+    np.testing.assert_array_equal(completions[:, :, mask], np.repeat(found["originals"][:, None], 3, 1)[:, :, mask])
+    missing = completions[:, :, ~mask]
+    assert np.abs(missing[:, 0] - missing[:, 1]).reshape(5, -1).max(1).min() > 0.01  # each completion is one of its own
+    assert missing.min() >= 0
+    assert missing.max() <= 1
+    with Image.open(finished / "inpainting.png") as picture:
+        assert picture.size[0] > picture.size[1] * 0.8
+
+
+def test_own_image_and_mask_files_are_completed(finished, command, tmp_path):  # noqa: F811
+    """What is known survives in the picture's own 256 values."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(255 - pixels).save(tmp_path / "b.png")
+    known = np.zeros((8, 8), np.uint8)
+    known[2:, 1:5] = 255
+    Image.fromarray(known).save(tmp_path / "mask.png")
+    code, shown = command(
+        f"--workdir={finished}",
+        "--mode=inpaint",
+        f"--image={tmp_path}/a.png,{tmp_path}/b.png",
+        f"--mask={tmp_path}/mask.png",
+        "--completions=2",
+        "--label=3",
+        "--config.sampling.renew_known=True",
+    )
+    assert (code, shown) == (0, "")
+    found = load(finished / "inpainting.npz")
+    np.testing.assert_array_equal(found["mask"][..., 0], known > 0)
+    for image, original in enumerate((pixels, 255 - pixels)):
+        for completion in found["completions"][image]:
+            np.testing.assert_array_equal(np.floor(completion[..., 0] * 256)[known > 0], original[known > 0])
+
+
+def test_masks_of_every_name():
+    for name, missing in (
+        ("right", np.s_[:, 4:]),
+        ("left", np.s_[:, :4]),
+        ("top", np.s_[:4]),
+        ("bottom", np.s_[4:]),
+        ("center", np.s_[2:6, 2:6]),
+    ):
+        expected = np.ones((8, 8, 3), bool)
+        expected[missing] = False
+        np.testing.assert_array_equal(inpaint.read_mask(name, (8, 8, 3)), expected, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--image=/none.png"], "/none.png is not a file"),
+        (["--image={text}"], "text.png cannot be read as an image"),
+        (["--mask=/none.png"], "--mask=/none.png is neither a file nor one of right, left"),
+        (["--mask={large}"], "is 4x6, but the images are 8x8"),
+        (["--mask={white}"], "leaves nothing to complete"),
+        (["--label=10"], "--label=10 must be a class from 0 to 9"),
+        (["--number=0"], "--number=0 must be at least 1"),
+        (["--completions=0"], "--completions=0 must be at least 1"),
+        (["--completions=two"], "--completions=two"),
+    ],
+)
+def test_bad_input_to_inpainting(arguments, sentence, finished, command, tmp_path):  # noqa: F811
+    (tmp_path / "text.png").write_text("no image")
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "large.png")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
+    names = {name: tmp_path / f"{name}.png" for name in ("text", "large", "white")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    code, shown = command(f"--workdir={finished}", "--mode=inpaint", *(argument.format(**names) for argument in arguments))
+    assert (code, shown.count("\n")) == (2, 1)
+    assert sentence in shown
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_rows_between_two_samples(finished, command):  # noqa: F811
+    code, _ = command(f"--workdir={finished}", "--mode=interpolate", "--number=3", "--completions=6")
+    assert code == 0
+    found = load(finished / "interpolation.npz")
+    samples = found["samples"].reshape(3, 6, 64)
+    np.testing.assert_allclose(found["angle"], np.linspace(0, np.pi / 2, 6), rtol=1e-6)
+    steps = np.linalg.norm(np.diff(samples, axis=1), axis=2)
+    ends = np.linalg.norm(samples[:, -1] - samples[:, 0], axis=1)
+    assert (steps.max(1) < 0.8 * ends).all()  # small steps from one end to the other
+    assert (finished / "interpolation.png").is_file()
+    code, shown = command(f"--workdir={finished}", "--mode=interpolate", "--completions=1")
+    assert code == 2
+    assert "--completions=1 at least 2" in shown
+
+
+def test_the_weights_of_figure_3_are_those_of_an_independent_simulation(capsys, tmp_path):
+    """0.51 for plain and 0.784 for annealed Langevin dynamics, where 0.8 is true."""
+    name, picture = figures._toy_samples(
+        Figures(0, tmp_path, Options(), np.zeros((1, 8, 8, 1), np.float32), None), jax.random.key(0)
+    )
+    assert name == "figure3.png"
+    assert picture.ndim == 3
+    assert picture.std() > 1
+    weights = [float(weight) for weight in re.findall(r": (0\.\d{4})$", capsys.readouterr().out, re.MULTILINE)]
+    np.testing.assert_allclose(weights, [0.8, 0.51, 0.784], atol=0.015)
+
+
+def test_figures_of_a_trained_network(finished, command, monkeypatch):  # noqa: F811
+    train = figures._train
+    monkeypatch.setattr(figures, "_train", lambda *arguments, num_steps: train(*arguments, num_steps=20))
+    monkeypatch.setattr(figures, "NUM_CHAINS", 1280)
+    code, _ = command(f"--workdir={finished}", "--mode=figures", "--number=4")
+    assert code == 0
+    for name in ("figure1.png", "figure2.png", "figure3.png", "neighbors.png", "mixing.png"):
+        with Image.open(finished / name) as picture:
+            assert np.asarray(picture).std() > 1, name
+
+
+def test_figures_without_a_network_say_what_is_left_out(tmp_path, command, monkeypatch):  # noqa: F811
+    for name in ("_sliced_losses", "_toy_scores", "_toy_samples"):
+        monkeypatch.setattr(figures, name, lambda figures, key: ("x.png", np.zeros((2, 2, 3), np.uint8)))
+    assert command(f"--workdir={tmp_path}", "--mode=figures")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.png"]
+
+
+def test_a_schedule_is_printed_as_a_fragment_of_a_config(command, tmp_path):  # noqa: F811
+    assert command(f"--workdir={tmp_path / 'none'}", "--mode=schedule")[0] == 0
+    assert not (tmp_path / "none").exists()
+    code = subprocess.run(
+        [sys.executable, "main.py", "--mode=schedule", "--subsample=500"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    x = sources.digits().train.reshape(1500, 64).astype(np.float64) / 16
+    chosen = np.sort(np.random.default_rng(0).permutation(1500)[:500])
+    largest = max(np.linalg.norm(x[chosen] - x[i], axis=1).max() for i in chosen)
+    assert f"technique 1: {largest:.4f}" in code
+    fragment = ncsn()
+    exec("\n".join(line for line in code.splitlines() if line.startswith("config.")), {"config": fragment})
+    np.testing.assert_allclose(fragment.noise.sigma_max, largest, rtol=0.01)
+    assert fragment.noise.num_levels > 10
+
+
+def test_an_official_checkpoint_becomes_a_workdir(command, tmp_path):  # noqa: F811
+    state = golden("ncsn_mnist_ngf8")["param"]
+    np.savez(tmp_path / "official.npz", **{f"module.{name}": value for name, value in state.items()})
+    folder = tmp_path / "imported"
+    narrow = ["--config.sampling.num_samples=4", "--config.sampling.batch_size=4", "--config.sampling.num_steps=2"]
+    code, shown = command("--mode=import", f"--checkpoint={tmp_path}/official.npz", f"--workdir={folder}")
+    assert (code, shown) == (0, "")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"] == {"name": "ncsn", "width": 8, "centered": True}
+    assert (config["data"]["size"], config["data"]["channels"]) == (28, 1)
+    restored = Checkpoints(folder / "checkpoints").steps()
+    assert restored == [0]
+    code, shown = command(f"--workdir={folder}", "--mode=sample", *narrow)
+    assert (code, shown) == (0, "")
+    found = load(folder / "samples.npz")
+    assert found["samples"].shape == (4, 28, 28, 1)
+    assert np.isfinite(found["samples"]).all()
+    code, shown = command("--mode=import", f"--checkpoint={tmp_path}/official.npz", f"--workdir={folder}")
+    assert code == 2
+    assert "holds checkpoints already" in shown
+
+
+def test_a_pth_written_by_pytorch_is_imported_with_its_average(command, tmp_path):  # noqa: F811
+    torch = pytest.importorskip("torch")
+    state = golden("ncsnv2_cifar_ngf8")["param"]
+    tensors = {f"module.{name}": torch.from_numpy(np.array(value)) for name, value in state.items()}
+    ema = {name: torch.from_numpy(np.array(value)) * 0.5 for name, value in state.items() if name != "sigmas"}
+    torch.save([tensors, {}, 7, 700, ema], tmp_path / "x.pth")
+    folder = tmp_path / "imported"
+    code, shown = command("--mode=import", f"--checkpoint={tmp_path}/x.pth", f"--workdir={folder}")
+    assert (code, shown) == (0, "")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["noise"]["num_levels"] == 12
+    assert config["model"]["variant"] == "standard"
+    from score_jax.run.job import prepare
+
+    step, restored = prepare("sample", config, folder, jax.devices()).restored
+    assert step == 700
+    params = from_official(state)[1]
+    np.testing.assert_array_equal(restored.params["end_conv"]["kernel"], params["end_conv"]["kernel"])
+    np.testing.assert_array_equal(restored.ema_params["end_conv"]["kernel"], params["end_conv"]["kernel"] * 0.5)
+    np.testing.assert_array_equal(restored.ema_params["sigmas"], params["sigmas"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--mode=import needs --checkpoint=file.pth"),
+        (["--checkpoint=/none.pth"], "--checkpoint=/none.pth is not a file"),
+        (["--checkpoint={broken}"], "broken.npz cannot be read as an .npz file"),
+        (["--checkpoint={missing}"], "lacks 'end_conv.bias'"),
+    ],
+)
+def test_bad_input_to_import(arguments, sentence, command, tmp_path):  # noqa: F811
+    state = golden("ncsn_mnist_ngf8")["param"]
+    np.savez(tmp_path / "missing.npz", **{name: value for name, value in state.items() if name != "end_conv.bias"})
+    (tmp_path / "broken.npz").write_bytes(b"PK nothing")
+    names = {name: tmp_path / f"{name}.npz" for name in ("broken", "missing")}
+    code, shown = command(
+        "--mode=import", f"--workdir={tmp_path / 'run'}", *(argument.format(**names) for argument in arguments)
+    )
+    assert (code, shown.count("\n")) == (2, 1)
+    assert sentence in shown
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["consistent", "langevin"])
+def test_every_sampler_samples(method, finished, command):  # noqa: F811
+    more = ["--config.noise.num_levels=4", f"--config.sampling.method={method}", "--config.sampling.step_size=0"]
+    code, shown = command(f"--workdir={finished}", "--mode=sample", *more)
+    assert (code, shown) == (0, "")
+    assert load(finished / "samples.npz")["samples"].shape == (24, 8, 8, 1)
+    code, shown = command(f"--workdir={finished}", "--mode=sample", *more, "--config.sampling.step_size=1e-7")
+    if method == "consistent":
+        assert code == 2
+        assert "config.sampling.step_size=1e-07 is" in shown
+        assert "0 for that of ancestral sampling" in shown
+
+
+def test_labels_without_dropout_must_be_told(tmp_path):
+    config = digits(data__label_dropout=0.0)
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint to inpaint from"):
+        inpaint.prepare_inpainting(config, tmp_path / "run", jax.devices(), Options())
