@@ -80,5 +80,6 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.step_size = 0.0  # 0 chooses it by NCSNv2's technique 4
     sampling.denoise = True
     sampling.num_frames = 16  # of the animation
-    sampling.renew_known = False  # inpainting: noise the known pixels at every step, not once per level
+    sampling.renew_known = True  # inpainting: noise the known pixels at every step, not once per level
+    sampling.guidance = 1.0  # inpainting: weight of the pull towards the known pixels; 0 is the paper's algorithm
     return config

@@ -81,6 +81,7 @@ RULES: dict[str, Rule] = {
     "sampling.denoise": _SWITCH,
     "sampling.num_frames": _at_least(0),
     "sampling.renew_known": _SWITCH,
+    "sampling.guidance": _NOT_NEGATIVE,
 }
 
 # What may differ when a run is continued; the rest decides which run it is.
@@ -159,6 +160,7 @@ def ncsn() -> ml_collections.ConfigDict:
             "denoise": False,
             "num_frames": 10,  # of the animation
             "renew_known": False,  # inpainting: noise the known pixels at every step, not once per level
+            "guidance": 0.0,  # inpainting: weight of the pull towards the known pixels; 0 is the paper's algorithm
         },
     )
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from truths import assert_mean
 
-from score_jax.inpainting import inpaint
+from score_jax.analytic import gaussian_score_fn
+from score_jax.inpainting import inpaint, toward_known
 from score_jax.noise import geometric_sigmas
 
 SIGMAS = geometric_sigmas(3.0, 0.3, 4)
@@ -83,3 +84,28 @@ def test_shapes_must_agree():
     x = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="must have one shape"):
         inpaint.__wrapped__(keys, score_fn, x, x[:, :2], np.ones((2, 3), bool), SIGMAS, step_size=0.1, num_steps=1)
+
+
+def test_guidance_of_an_uncorrelated_gaussian_is_the_stated_gradient():
+    """D(x) = x + sigma^2 s(x) is linear there, so that the gradient can be written down."""
+    v, sigma = 0.5, float(SIGMAS[1])
+    exact = gaussian_score_fn(jnp.zeros(3), v, SIGMAS)
+    x, known = np.array([[0.3, -1.0, 2.0]], np.float32), np.array([[1.0, 0.5, 9.0]], np.float32)
+    mask, level = np.array([[True, True, False]]), np.array([1])
+    found = toward_known(exact, known, mask, SIGMAS, weight=0.7, variance=v)(x, level) - exact(x, level)
+    shrink = v / (v + sigma**2)
+    expected = 0.7 * shrink * (known - shrink * x) * (sigma**2 + v) / (sigma**2 * v) * mask
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # With v the data's own variance, this is the exact score of x given what is known of it, as far as it is known.
+    posterior = (known - x) / sigma**2
+    whole = toward_known(exact, known, mask, SIGMAS, variance=v)(x, level)
+    np.testing.assert_allclose(np.asarray(whole)[mask], posterior[mask], rtol=1e-4)
+
+
+def test_no_weight_is_no_guidance():
+    exact = gaussian_score_fn(jnp.zeros(3), 0.5, SIGMAS)
+    x, level = np.ones((2, 3), np.float32), np.array([0, 2])
+    same = toward_known(exact, x, x > 0, SIGMAS, weight=0.0)(x, level)
+    np.testing.assert_allclose(same, exact(x, level), rtol=1e-6)
+    with pytest.raises(ValueError, match="weight=-1"):
+        toward_known(exact, x, x > 0, SIGMAS, weight=-1.0)

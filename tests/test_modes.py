@@ -234,9 +234,7 @@ def test_bad_input_to_import(arguments, sentence, command, tmp_path):  # noqa: F
     np.savez(tmp_path / "missing.npz", **{name: value for name, value in state.items() if name != "end_conv.bias"})
     (tmp_path / "broken.npz").write_bytes(b"PK nothing")
     names = {name: tmp_path / f"{name}.npz" for name in ("broken", "missing")}
-    code, shown = command(
-        "--mode=import", f"--workdir={tmp_path / 'run'}", *(argument.format(**names) for argument in arguments)
-    )
+    code, shown = command("--mode=import", f"--workdir={tmp_path / 'run'}", *(argument.format(**names) for argument in arguments))
     assert (code, shown.count("\n")) == (2, 1)
     assert sentence in shown
     assert not (tmp_path / "run").exists()
@@ -259,3 +257,62 @@ def test_labels_without_dropout_must_be_told(tmp_path):
     config = digits(data__label_dropout=0.0)
     with pytest.raises(FileNotFoundError, match="holds no checkpoint to inpaint from"):
         inpaint.prepare_inpainting(config, tmp_path / "run", jax.devices(), Options())
+
+
+def write_images(folder, number, size=8):
+    """Grey images in train/ and test/, of two classes."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(number):
+                Image.fromarray(rng.integers(0, 256, (size, size), dtype=np.uint8)).save(folder / split / name / f"{i:03d}.png")
+
+
+def narrow(source, path, **more):
+    """Flags of a run of ten steps with the paper's network, narrowed."""
+    settings = {
+        "data.source": source,
+        "data.path": path,
+        "data.size": 8,
+        "data.channels": 1,
+        "model.width": 2,
+        "training.num_steps": 10,
+        "training.batch_size": 8,
+        "training.eval_batches": 1,
+        "sampling.num_samples": 4,
+        "sampling.batch_size": 4,
+        "sampling.num_steps": 1,
+        **more,
+    }
+    return ["--config=configs/cifar10.py", *(f"--config.{name}={value}" for name, value in settings.items())]
+
+
+def test_a_streamed_folder_trains_and_a_damaged_image_is_named(command, tmp_path):  # noqa: F811
+    write_images(tmp_path / "images", 10)
+    stream = {"data.device_megabytes": 0}
+    code, shown = command(f"--workdir={tmp_path / 'run'}", *narrow("folder", tmp_path / "images", **stream))
+    assert (code, shown) == (0, "")
+    assert load(tmp_path / "run" / "samples.npz")["samples"].shape == (4, 8, 8, 1)
+    damaged = tmp_path / "images" / "train" / "b" / "007.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    code, shown = command(f"--workdir={tmp_path / 'other'}", *narrow("folder", tmp_path / "images", **stream))
+    assert (code, shown.count("\n")) == (2, 1)
+    assert str(damaged) in shown
+    # What fits is read, and found to be damaged, before anything is written.
+    code, shown = command(f"--workdir={tmp_path / 'third'}", *narrow("folder", tmp_path / "images"))
+    assert (code, shown.count("\n")) == (2, 1)
+    assert str(damaged) in shown
+    assert not (tmp_path / "third").exists()
+
+
+def test_shapes_that_the_config_gives_need_no_data_to_sample(command, tmp_path):  # noqa: F811
+    write_images(tmp_path / "images", 4)
+    flags = narrow("folder", tmp_path / "images")
+    assert command(f"--workdir={tmp_path / 'run'}", *flags)[0] == 0
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert command(f"--workdir={tmp_path / 'run'}", "--mode=sample", "--config.seed=1") == (0, "")
+    code, shown = command(f"--workdir={tmp_path / 'run'}", "--mode=evaluate")
+    assert code == 2
+    assert "is not a folder" in shown
+    assert command(f"--workdir={tmp_path / 'run'}", "--mode=evaluate", f"--config.data.path={tmp_path / 'elsewhere'}") == (0, "")

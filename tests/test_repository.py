@@ -18,7 +18,17 @@ MODULES = sorted((ROOT / "score_jax").rglob("*.py"))
 LAYERS = [
     ["typing", "config", "workdir", "progress", "images"],
     ["noise"],
-    ["schedule", "losses.dsm", "losses.ssm", "losses.implicit", "langevin", "inpainting", "interpolation", "consistent", "analytic"],
+    [
+        "schedule",
+        "losses.dsm",
+        "losses.ssm",
+        "losses.implicit",
+        "langevin",
+        "inpainting",
+        "interpolation",
+        "consistent",
+        "analytic",
+    ],
     ["models.layers", "models.refinenet", "models.ncsn", "models.ncsnv2", "models.unet", "models.mlp"],
     ["training", "checkpoint", "convert", "evaluation.objective", "evaluation.neighbors"],
     ["data.dataset", "data.sources", "data.files", "data.prepared", "data.stream"],
@@ -116,7 +126,9 @@ HEAVY = {
 }
 
 
-@pytest.mark.parametrize("module", [
+@pytest.mark.parametrize(
+    "module",
+    [
         "score_jax.losses.dsm",
         "score_jax.losses.ssm",
         "score_jax.losses.implicit",
@@ -126,7 +138,8 @@ HEAVY = {
         "score_jax.consistent",
         "score_jax.analytic",
         "score_jax.schedule",
-    ])
+    ],
+)
 def test_a_pure_function_loads_jax_and_nothing_heavier(module):
     loaded = loaded_by(module)
     assert not loaded & HEAVY

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_config import digits
+from test_config import ROOT, digits, load
 from truths import assert_mean
 
 from score_jax.checkpoint import Checkpoints
@@ -317,3 +317,43 @@ def test_a_second_batch_does_not_compile(finished, monkeypatch):
     assert compiled == []
     jax.jit(lambda x: x * 3.25 + len(compiled))(1.0)
     assert compiled  # the listener listens
+
+
+def test_a_data_set_that_is_streamed_gives_the_same_run(finished, tmp_path):
+    train(job(tmp_path / "streamed", data__device_megabytes=0))
+    streamed, held = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "streamed", finished))
+    for name in ("train_loss", "held_out_loss"):
+        np.testing.assert_allclose(streamed[name], held[name], rtol=2e-4)
+    np.testing.assert_allclose(samples(tmp_path / "streamed")["samples"], samples(finished)["samples"], atol=0.05)
+
+
+def test_labels_are_dropped_as_often_as_asked():
+    settings = {"dequantize": False, "flip": False, "logit": False, "label_dropout": 0.25}
+    keys = example_keys(jax.random.key(0), np.arange(4000))
+    labels = np.arange(4000, dtype=np.int32) % 10
+    found = np.asarray(prepare_examples(settings, 17, 10, keys, np.zeros((4000, 1, 1, 1), np.uint8), labels)[1])
+    assert_mean(found == 10, 0.25)
+    np.testing.assert_array_equal(found[found < 10], labels[found < 10])
+
+
+def test_the_logit_transform_reaches_the_network_and_the_samples(tmp_path):
+    settings = {"dequantize": True, "flip": False, "logit": True, "label_dropout": 0.0}
+    keys = example_keys(jax.random.key(0), np.arange(500))
+    (x,) = prepare_examples(settings, 17, 0, keys, np.full((500, 1, 1, 1), 8, np.uint8))
+    values = 17 / (1 + np.exp(-np.asarray(x, np.float64)))
+    assert values.min() > 7.99
+    assert values.max() < 9.01
+    train(job(tmp_path / "logit", data__logit=True, training__num_steps=20, sampling__num_frames=0))
+    found = samples(tmp_path / "logit")["samples"]
+    assert 0 <= found.min() < 0.2 < 0.8 < found.max() <= 1
+
+
+def test_points_of_the_plane_are_a_data_set_too(tmp_path):
+    settings = load(ROOT / "configs" / "toy.py")[1]
+    settings["training"].update(num_steps=40, log_every=20, eval_every=20, checkpoint_every=40, batch_size=64)
+    settings["sampling"].update(num_samples=64, batch_size=64, num_steps=3, num_frames=2)
+    train(prepare("train", settings, tmp_path / "toy", jax.devices()))
+    assert samples(tmp_path / "toy")["samples"].shape == (64, 2)
+    assert (tmp_path / "toy" / "samples.png").stat().st_size > 0
+    again = prepare("train", json.loads((tmp_path / "toy" / "config.json").read_text()), tmp_path / "toy", jax.devices())
+    assert again.restored[0] == 40

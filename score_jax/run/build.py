@@ -128,7 +128,12 @@ def loss_of(settings: Mapping[str, Any]) -> LossFn:
 
 
 def prepare_examples(
-    settings: Mapping[str, Any], num_values: int, num_classes: int, keys: Keys, stored: Array | np.ndarray, *label: Array | np.ndarray
+    settings: Mapping[str, Any],
+    num_values: int,
+    num_classes: int,
+    keys: Keys,
+    stored: Array | np.ndarray,
+    *label: Array | np.ndarray,
 ) -> tuple[Array | np.ndarray, ...]:
     """Stored examples, and their labels if there are any, as the network sees them.
 

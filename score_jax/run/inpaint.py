@@ -11,7 +11,7 @@ import numpy as np
 from score_jax import images, workdir
 from score_jax.data.dataset import in_memory
 from score_jax.data.files import ImageTransform, read_image
-from score_jax.inpainting import inpaint
+from score_jax.inpainting import inpaint, toward_known
 from score_jax.noise import example_keys
 from score_jax.run.job import Job, Options, prepare, say
 from score_jax.run.sample import run_chains, start
@@ -166,13 +166,20 @@ def _program(inpainting: Inpainting):
     def chains(key, params, originals, mask, index):
         known = job.to_data(originals[jnp.minimum(index // completions, number - 1)])
         start_keys, chain_keys = jnp.moveaxis(jax.vmap(jax.random.split)(example_keys(key, index)), 1, 0)
+        mask = jnp.broadcast_to(mask, known.shape)
         told = [] if label is None else [jnp.full(len(index), label)]
+
+        def score_fn(x, level):
+            return job.apply(params, x, level, *told)
+
+        if sampling["guidance"]:
+            score_fn = toward_known(score_fn, known, mask, job.sigmas, weight=sampling["guidance"])
         return inpaint(
             chain_keys,
-            lambda x, level: job.apply(params, x, level, *told),
+            score_fn,
             start(job, start_keys),
             known,
-            jnp.broadcast_to(mask, known.shape),
+            mask,
             job.sigmas,
             step_size=job.step_size,
             num_steps=sampling["num_steps"],
