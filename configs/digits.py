@@ -81,5 +81,5 @@ def get_config() -> ml_collections.ConfigDict:
     sampling.denoise = True
     sampling.num_frames = 16  # of the animation
     sampling.renew_known = True  # inpainting: noise the known pixels at every step, not once per level
-    sampling.guidance = 1.0  # inpainting: weight of the pull towards the known pixels; 0 is the paper's algorithm
+    sampling.guidance = 4.0  # inpainting: weight of the pull towards the known pixels; 0 is the paper's algorithm
     return config

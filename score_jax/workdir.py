@@ -1,7 +1,8 @@
 """What a run leaves in its folder, and how it is written: whole or not at all.
 
 config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png  preview.png  events.out.*
-evaluation.json  inpainting.npz  inpainting.png  interpolation.npz  interpolation.png  figure1.png to figure3.png  neighbors.png  mixing.png
+evaluation.json  inpainting.npz  inpainting.png  interpolation.npz  interpolation.png
+figure1.png  figure2.png  figure3.png  neighbors.png  mixing.png
 """
 
 import contextlib
