@@ -82,7 +82,8 @@ def toward_known(
     """The score of images given their known pixels, approximately: guidance for `inpaint`.
 
     Args:
-        score_fn: The score at every level; differentiated once, so that a step takes two to three times as long.
+        score_fn: The score at every level; differentiated once, so that a step takes two to three times as long (on a CPU, where
+            XLA compiles gradients of convolutions less well within loops, up to ten times).
         known: The images to complete, [batch, *event].
         mask: Which pixels are known, bool [batch, *event].
         sigmas: Noise levels, in the unit of `known`.

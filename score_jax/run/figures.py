@@ -85,7 +85,8 @@ def draw_figures(figures: Figures) -> bool:
             "train one there, then draw again"
         )
         return True
-    samples = next(run_chains(figures.job, _sampler(figures.job), figures.options.number, "sample"))[2]
+    batch_size = figures.job.config["sampling"]["batch_size"]
+    samples = next(run_chains(figures.job, _sampler(figures.job), figures.options.number, "sample", batch_size))[2]
     for draw in (_neighbors, _mixing):
         name, picture = draw(figures, samples)
         _save(figures, name, picture)

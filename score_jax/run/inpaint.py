@@ -68,7 +68,8 @@ def complete(inpainting: Inpainting) -> bool:
         f"completes {number} images {completions} times each, {1 - inpainting.mask.mean():.0%} of the pixels missing, "
         f"with the parameters of step {job.restored[0]}"
     )
-    ends = [ends for _, _, ends in run_chains(job, _program(inpainting), number * completions, "inpaint")]
+    chains = number * completions
+    ends = [ends for _, _, ends in run_chains(job, _program(inpainting), chains, "inpaint", job.chains_at_once(chains))]
     # The way through the logit and back leaves the last bit open; what is known is known exactly.
     known = np.repeat(originals, completions, 0)
     completed = np.where(inpainting.mask, known, np.concatenate(ends)).reshape(number, completions, *job.event)

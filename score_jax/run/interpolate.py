@@ -33,7 +33,9 @@ def draw_interpolation(job: Job) -> bool:
     """
     rows, columns = job.options.number, job.options.completions
     say(f"{rows} rows of {columns} chains from one sample to another, with the parameters of step {job.restored[0]}")
-    ends = [ends for _, _, ends in run_chains(job, _program(job), rows * columns, "interpolate")]
+    ends = [
+        ends for _, _, ends in run_chains(job, _program(job), rows * columns, "interpolate", job.chains_at_once(rows * columns))
+    ]
     found = np.concatenate(ends).reshape(rows, columns, *job.event)
     with workdir.replacing(job.folder / "interpolation.png") as path:
         images.save_png(path, job.picture(found.reshape(-1, *job.event), columns=columns, pixels=80 * columns))

@@ -95,6 +95,11 @@ class Job:
         """[batch, ...] as [devices, share, ...]."""
         return batch.reshape(len(self.devices), -1, *batch.shape[1:])
 
+    def chains_at_once(self, number: int) -> int:
+        """The config's sampling batch, or less if fewer chains are wanted; a multiple of the devices."""
+        share = len(self.devices)
+        return min(self.config["sampling"]["batch_size"], -(-number // share) * share)
+
     def replicate(self, tree):
         """`tree` on every device, in the form in which a pmapped program returns what is the same everywhere."""
         return self.pmap(lambda tree, _: tree, (None, 0), None)(tree, np.arange(len(self.devices)))

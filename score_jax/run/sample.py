@@ -93,7 +93,7 @@ def draw_samples(job: Job, step: int, params, sampler: Callable | None = None) -
         sampler = make_sampler(job, params)
         say(f"compiled in {time.monotonic() - begun:.1f} s")
     samples, frames, begun = [], [], time.monotonic()
-    for first, trajectory, ends in run_chains(job, functools.partial(sampler, params), number, "sample"):
+    for first, trajectory, ends in run_chains(job, functools.partial(sampler, params), number, "sample", sampling["batch_size"]):
         samples.append(ends)
         if sampling["num_frames"] and first < GRID:
             frames.append(job.to_images(merge_second(trajectory.snapshots)))
@@ -124,15 +124,16 @@ def _write(job: Job, step: int, samples: np.ndarray, frames: np.ndarray | None, 
 
 
 def run_chains(
-    job: Job, program: Callable[[np.ndarray], Trajectory], number: int, label: str
+    job: Job, program: Callable[[np.ndarray], Trajectory], number: int, label: str, batch_size: int
 ) -> Iterator[tuple[int, Trajectory, np.ndarray]]:
-    """Runs chains in batches of the config's size.
+    """Runs chains in batches.
 
     Args:
         job: The job.
         program: index [devices, share] of the chains -> their trajectory.
         number: How many chains.
         label: What to call it while it goes on.
+        batch_size: Chains at once, over all devices.
 
     Yields:
         The number of the batch's first chain, the trajectory, and the ends of its chains as images.
@@ -140,7 +141,6 @@ def run_chains(
     Raises:
         FloatingPointError: If a chain is not finite.
     """
-    batch_size = job.config["sampling"]["batch_size"]
     with Progress(number, label, "chain") as progress:
         for first in range(0, number, batch_size):
             trajectory = program(job.split(first + np.arange(batch_size)))
