@@ -27,7 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from score_jax import workdir
-from score_jax.config import flatten, validate
+from score_jax.config import completed, flatten, validate
 from score_jax.data.files import UnreadableImageError
 from score_jax.run.evaluate import evaluate
 from score_jax.run.figures import draw_figures, prepare_figures
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str]) -> Command:
     folder = Path(known.workdir or Path("runs") / Path((known.config or default).partition(":")[0]).stem)
 
     saved = workdir.read_json(folder / "config.json") if known.config is None else None
-    start = ml_collections.ConfigDict(_tuples(saved)) if saved is not None else _load_config(known.config or default)
+    start = ml_collections.ConfigDict(_tuples(completed(saved))) if saved is not None else _load_config(known.config or default)
     settings = dict(flatten(start.to_dict()))
     for argument in rest:
         name = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -140,7 +140,7 @@ def _define_options(values: flags.FlagValues) -> None:
         flags.DEFINE_string(name, getattr(defaults, name), meaning, flag_values=values)
     for name, meaning in (
         ("label", "inpaint: class of the images, for a network that takes labels; -1 does not tell it."),
-        ("number", "inpaint: how many held-out images; interpolate: how many rows."),
+        ("number", "inpaint: how many held-out images; interpolate: how many rows; figures: how many samples."),
         ("completions", "inpaint: completions of each image; interpolate: chains in a row."),
         ("subsample", "schedule: among how many training images to seek the largest distance; 0: all."),
     ):

@@ -3,6 +3,7 @@
 A config is a nested mapping with the sections below; `model` holds the name of a network and that network's own fields.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -84,6 +85,25 @@ RULES: dict[str, Rule] = {
     "sampling.guidance": _NOT_NEGATIVE,
 }
 
+# What configs saved by earlier versions lack, with the values that change nothing.
+ADDED: dict[str, Any] = {
+    "data.name": "",
+    "data.train_split": "train",
+    "data.held_out_split": "test",
+    "data.crop": 0,
+    "data.size": 0,
+    "data.channels": 0,
+    "data.logit": False,
+    "data.label_dropout": 0.0,
+    "data.device_megabytes": 1024,
+    "loss.projection": "rademacher",
+    "loss.num_projections": 1,
+    "loss.variance_reduced": True,
+    "sampling.method": "annealed",
+    "sampling.renew_known": False,
+    "sampling.guidance": 0.0,
+}
+
 # What may differ when a run is continued; the rest decides which run it is.
 FREE_TO_CONTINUE = (
     "data.path",
@@ -153,7 +173,7 @@ def ncsn() -> ml_collections.ConfigDict:
         sampling={
             "num_samples": 1000,
             "batch_size": 128,
-            "method": "annealed",  # or consistent; langevin: as many steps, all at the last level
+            "method": "annealed",  # of samples: or consistent; langevin: as many steps, all at the last level
             "start": "uniform",  # in [0, 1]; or normal: 0.5 + sigma_max z
             "num_steps": 100,  # per noise level
             "step_size": 2e-5,  # 0 chooses it by technique 4 of NCSNv2 (consistent: that of ancestral sampling)
@@ -188,6 +208,16 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the settings that its version did not have, at values that change nothing."""
+    config = copy.deepcopy(dict(saved))
+    for name, value in ADDED.items():
+        section, _, setting = name.partition(".")
+        if isinstance(config.get(section), dict):
+            config[section].setdefault(setting, value)
+    return config
 
 
 def validate(config: Mapping[str, Any]) -> None:

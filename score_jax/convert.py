@@ -7,6 +7,7 @@ is `params["res1_0"]["conv1"]["kernel"]` [kh, kw, in, out]. Numbers move, but do
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +112,7 @@ def read_official(path: str | Path) -> Official:
         try:
             with np.load(path, allow_pickle=False) as file:
                 state = _bare({name: file[name] for name in file.files}, path)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error})") from error
         return Official(state, state, 0)
     content = _load_torch(path)

@@ -30,11 +30,11 @@ def largest_distance(x: np.ndarray, block_size: int = 2048) -> Distance:
     """Technique 1: the largest Euclidean distance between two examples, which is to be the first sigma.
 
     Args:
-        x: [examples, *event]. Or anything that has a length and gives such arrays for slices; blocks are read again and again.
+        x: [examples, *event].
         block_size: Examples whose distances are computed at once: memory grows with its square, time with the number of
             examples squared (2 D operations per pair).
     Returns:
-        The distance, and between which two; exact up to the rounding of float64.
+        The distance, in float64, and between which two; another pair may be longer by what float32 rounds off.
     Raises:
         ValueError: If there are fewer than two examples.
     """

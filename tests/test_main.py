@@ -211,12 +211,12 @@ def test_a_foreign_samples_file_is_replaced(trained, tmp_path, command):
 
 def test_a_run_that_has_saved_nothing_yet_may_be_changed(tmp_path, command):
     (tmp_path / "config.json").write_text(json.dumps(small()))
-    _, config, folder, _ = main.parse([f"--workdir={tmp_path}", "--config.optim.learning_rate=1e-4"])
-    assert main.prepare("train", config, folder, jax.devices()).restored is None
+    found = main.parse([f"--workdir={tmp_path}", "--config.optim.learning_rate=1e-4"])
+    assert main.prepare("train", found.config, found.folder, jax.devices()).restored is None
 
 
 def test_a_run_that_was_stopped_says_so(command, monkeypatch, tmp_path):
-    monkeypatch.setitem(main.MODES, "train", lambda job: False)
+    monkeypatch.setitem(main.MODES, "train", (main.MODES["train"][0], lambda job: False))
     assert command(f"--workdir={tmp_path / 'run'}") == (130, "")
 
 
@@ -225,8 +225,8 @@ def test_workdir_and_config_with_one_dash_and_a_space():
 
 
 def test_flags_may_come_before_the_config(command, tmp_path):
-    mode, config, folder, devices = main.parse(["--config.seed=3", "--devices=1", "--config=configs/digits.py"])
-    assert (mode, config["seed"], folder, devices) == ("train", 3, Path("runs/digits"), 1)
+    found = main.parse(["--config.seed=3", "--devices=1", "--config=configs/digits.py"])
+    assert (found.mode, found.config["seed"], found.folder, found.devices) == ("train", 3, Path("runs/digits"), 1)
 
 
 def test_help_lists_flags_and_settings(capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_config import digits
 from test_main import command  # noqa: F401 (a fixture)
 from test_run import finished, small  # noqa: F401 (a fixture)
 from truths import golden
@@ -21,7 +21,8 @@ from score_jax.convert import from_official
 from score_jax.data import sources
 from score_jax.run import figures, inpaint
 from score_jax.run.figures import Figures
-from score_jax.run.job import Options
+from score_jax.run.job import Options, prepare
+from score_jax.run.train import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,7 +167,7 @@ def test_a_schedule_is_printed_as_a_fragment_of_a_config(command, tmp_path):  # 
     code = subprocess.run(
         [sys.executable, "main.py", "--mode=schedule", "--subsample=500"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
-    x = sources.digits().train.reshape(1500, 64).astype(np.float64) / 16
+    x = sources.digits().train.reshape(1500, 64).astype(np.float64) / 17  # as dequantisation has it
     chosen = np.sort(np.random.default_rng(0).permutation(1500)[:500])
     largest = max(np.linalg.norm(x[chosen] - x[i], axis=1).max() for i in chosen)
     assert f"technique 1: {largest:.4f}" in code
@@ -210,8 +211,6 @@ def test_a_pth_written_by_pytorch_is_imported_with_its_average(command, tmp_path
     config = json.loads((folder / "config.json").read_text())
     assert config["noise"]["num_levels"] == 12
     assert config["model"]["variant"] == "standard"
-    from score_jax.run.job import prepare
-
     step, restored = prepare("sample", config, folder, jax.devices()).restored
     assert step == 700
     params = from_official(state)[1]
@@ -242,21 +241,32 @@ def test_bad_input_to_import(arguments, sentence, command, tmp_path):  # noqa: F
 
 @pytest.mark.parametrize("method", ["consistent", "langevin"])
 def test_every_sampler_samples(method, finished, command):  # noqa: F811
-    more = ["--config.noise.num_levels=4", f"--config.sampling.method={method}", "--config.sampling.step_size=0"]
+    more = [f"--config.sampling.method={method}", "--config.sampling.step_size=0"]
     code, shown = command(f"--workdir={finished}", "--mode=sample", *more)
     assert (code, shown) == (0, "")
     assert load(finished / "samples.npz")["samples"].shape == (24, 8, 8, 1)
     code, shown = command(f"--workdir={finished}", "--mode=sample", *more, "--config.sampling.step_size=1e-7")
-    if method == "consistent":
-        assert code == 2
-        assert "config.sampling.step_size=1e-07 is" in shown
-        assert "0 for that of ancestral sampling" in shown
+    if method == "langevin":
+        assert code == 0
+        return
+    assert code == 2
+    assert "config.sampling.step_size=1e-07 is" in shown
+    assert "0 for that of ancestral sampling" in shown
+    # Completing images is annealed Langevin dynamics whatever the method.
+    flags = ["--mode=inpaint", "--number=1", "--completions=2", "--config.sampling.method=consistent"]
+    assert command(f"--workdir={finished}", *flags, "--config.sampling.step_size=1e-7") == (0, "")
 
 
-def test_labels_without_dropout_must_be_told(tmp_path):
-    config = digits(data__label_dropout=0.0)
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint to inpaint from"):
-        inpaint.prepare_inpainting(config, tmp_path / "run", jax.devices(), Options())
+def test_labels_without_dropout_must_be_told(command, tmp_path):  # noqa: F811
+    folder = tmp_path / "run"
+    train(prepare("train", small(data__label_dropout=0.0, training__num_steps=20), folder, jax.devices()))
+    code, shown = command(f"--workdir={folder}", "--mode=inpaint")
+    assert code == 2
+    assert "was always told the class (config.data.label_dropout=0): give it with --label" in shown
+    assert command(f"--workdir={folder}", "--mode=inpaint", "--label=2", "--number=1", "--completions=2") == (0, "")
+    code, shown = command(f"--workdir={tmp_path / 'none'}", "--mode=inpaint")
+    assert (code, shown.count("\n")) == (2, 1)
+    assert "holds no checkpoint to inpaint from" in shown
 
 
 def write_images(folder, number, size=8):
@@ -269,38 +279,41 @@ def write_images(folder, number, size=8):
                 Image.fromarray(rng.integers(0, 256, (size, size), dtype=np.uint8)).save(folder / split / name / f"{i:03d}.png")
 
 
-def narrow(source, path, **more):
-    """Flags of a run of ten steps with the paper's network, narrowed."""
+def narrow(path, **more):
+    """Flags of a short run on a folder of images."""
+    config = small(
+        training__num_steps=10, training__batch_size=8, training__eval_batches=1, training__log_every=10, sampling__num_samples=4
+    )
     settings = {
-        "data.source": source,
+        **{
+            f"{section}.{name}": value
+            for section in ("model", "noise", "training", "sampling")
+            for name, value in config[section].items()
+        },
+        "data.source": "folder",
         "data.path": path,
-        "data.size": 8,
-        "data.channels": 1,
-        "model.width": 2,
-        "training.num_steps": 10,
-        "training.batch_size": 8,
-        "training.eval_batches": 1,
-        "sampling.num_samples": 4,
+        "data.labels": False,
+        "data.label_dropout": 0,
+        "optim.warmup_steps": 1,
         "sampling.batch_size": 4,
-        "sampling.num_steps": 1,
         **more,
     }
-    return ["--config=configs/cifar10.py", *(f"--config.{name}={value}" for name, value in settings.items())]
+    return [f"--config.{name}={value}" for name, value in settings.items()]
 
 
 def test_a_streamed_folder_trains_and_a_damaged_image_is_named(command, tmp_path):  # noqa: F811
     write_images(tmp_path / "images", 10)
     stream = {"data.device_megabytes": 0}
-    code, shown = command(f"--workdir={tmp_path / 'run'}", *narrow("folder", tmp_path / "images", **stream))
+    code, shown = command(f"--workdir={tmp_path / 'run'}", *narrow(tmp_path / "images", **stream))
     assert (code, shown) == (0, "")
     assert load(tmp_path / "run" / "samples.npz")["samples"].shape == (4, 8, 8, 1)
     damaged = tmp_path / "images" / "train" / "b" / "007.png"
     damaged.write_bytes(damaged.read_bytes()[:40])
-    code, shown = command(f"--workdir={tmp_path / 'other'}", *narrow("folder", tmp_path / "images", **stream))
+    code, shown = command(f"--workdir={tmp_path / 'other'}", *narrow(tmp_path / "images", **stream))
     assert (code, shown.count("\n")) == (2, 1)
     assert str(damaged) in shown
     # What fits is read, and found to be damaged, before anything is written.
-    code, shown = command(f"--workdir={tmp_path / 'third'}", *narrow("folder", tmp_path / "images"))
+    code, shown = command(f"--workdir={tmp_path / 'third'}", *narrow(tmp_path / "images"))
     assert (code, shown.count("\n")) == (2, 1)
     assert str(damaged) in shown
     assert not (tmp_path / "third").exists()
@@ -308,7 +321,7 @@ def test_a_streamed_folder_trains_and_a_damaged_image_is_named(command, tmp_path
 
 def test_shapes_that_the_config_gives_need_no_data_to_sample(command, tmp_path):  # noqa: F811
     write_images(tmp_path / "images", 4)
-    flags = narrow("folder", tmp_path / "images")
+    flags = narrow(tmp_path / "images", **{"data.size": 8, "data.channels": 1})
     assert command(f"--workdir={tmp_path / 'run'}", *flags)[0] == 0
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     assert command(f"--workdir={tmp_path / 'run'}", "--mode=sample", "--config.seed=1") == (0, "")
@@ -316,3 +329,47 @@ def test_shapes_that_the_config_gives_need_no_data_to_sample(command, tmp_path):
     assert code == 2
     assert "is not a folder" in shown
     assert command(f"--workdir={tmp_path / 'run'}", "--mode=evaluate", f"--config.data.path={tmp_path / 'elsewhere'}") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--mode=figures", "--number=0"], "--number=0 must be at least 1"),
+        (["--mode=schedule", "--subsample=1"], "--subsample=1 must be 2 or more, or 0 for all 1500"),
+        (["--mode=schedule", "--config.data.device_megabytes=0"], "give --subsample, how many of them to compare"),
+        (
+            ["--mode=schedule", "--config.noise.sigma_max=30", "--config.noise.sigma_min=20"],
+            "is not above config.noise.sigma_min=20",
+        ),
+        (["--config.data.size=16"], "which it does not resize: set both to 0"),
+        (["--config.data.crop=4"], "the source 'digits' does not crop: set it to 0"),
+        (
+            ["--config.data.logit=True", "--config.data.dequantize=False"],
+            "config.data.logit=True needs config.data.dequantize=True",
+        ),
+        (["--config.data.labels=False"], "config.data.label_dropout=0.1 needs config.data.labels=True"),
+        (["--config=configs/digits_ncsn.py", "--config.data.logit=True"], "needs config.model.centered=False"),
+        (
+            ["--config=configs/digits_ncsn.py", "--config.data.source=mixture", "--config.data.dequantize=False"],
+            "NCSN takes images, but the data are points [2]: set config.model.name=mlp",
+        ),
+        (["--config=configs/toy.py", "--config.data.flip=True"], "the source 'mixture' has no pixels"),
+        (["--config=configs/cifar10.py", "--config.data.path=/nowhere"], "tfds build"),
+    ],
+)
+def test_more_bad_input(arguments, sentence, command, tmp_path):  # noqa: F811
+    code, shown = command(f"--workdir={tmp_path / 'run'}", *arguments)
+    assert sentence in shown
+    assert (code, shown.count("\n")) == (2, 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_an_earlier_version_goes_on(finished, command, tmp_path):  # noqa: F811
+    """Its config lacks what was added since, and means what it meant."""
+    folder = shutil.copytree(finished, tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("renew_known", "guidance", "method"):
+        del config["sampling"][name]
+    del config["data"]["name"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert command(f"--workdir={folder}", "--mode=evaluate") == (0, "")

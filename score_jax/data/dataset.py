@@ -128,6 +128,21 @@ def rescale(pixels: Pixels, num_values: int) -> Images:
     return pixels.astype(jnp.float32) / (num_values - 1)
 
 
+def unit_scale(stored: np.ndarray, num_values: int, dequantized: bool) -> np.ndarray:
+    """Stored examples in the unit of the network's data, without anything random; float32, of the same shape.
+
+    Args:
+        stored: Integer pixels; or, with num_values 0, values that are left as they are.
+        num_values: As in `Dataset`.
+        dequantized: Whether pixels stand for the middle of what dequantisation spreads them over, (v + 1/2) / num_values; else they
+            are v / (num_values - 1).
+    """
+    x = np.asarray(stored, np.float32)
+    if num_values == 0:
+        return x
+    return (x + np.float32(0.5)) / np.float32(num_values) if dequantized else x / np.float32(num_values - 1)
+
+
 def logit(x: Batch, boundary: float = 1e-6) -> Batch:
     """log(p / (1 - p)) with p = boundary + (1 - 2 boundary) x: what lives in [0, 1] spreads over the real line.
 

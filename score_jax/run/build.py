@@ -55,6 +55,7 @@ SOURCES: dict[str, Callable[[Mapping[str, Any]], Dataset]] = {
     "zip": lambda settings: files.zipped(settings["path"], **_splits(settings)),
     "tfds": lambda settings: prepared.tfds(settings["name"], settings["path"], **_splits(settings), labels=settings["labels"]),
 }
+TRANSFORMED = ("folder", "zip", "tfds")  # sources that crop, resize and convert images
 LOSSES: dict[str, Callable[[Mapping[str, Any]], LossFn]] = {
     "dsm": lambda settings: annealed_dsm,
     "ssm": _sliced(annealed_ssm),
@@ -72,8 +73,13 @@ MODELS: dict[str, tuple[type[nn.Module], Callable[[Any, int], dict]]] = {
 LEVELS = {"uniform": uniform_levels, "stratified": stratified_levels}
 
 
-def load_data(settings: Mapping[str, Any], needed: bool = True) -> tuple[Dataset | None, tuple[int, ...]]:
-    """The data set of a config and the shape of an example; None in its place if only the shape is needed and known.
+def load_data(settings: Mapping[str, Any], needed: bool = True, decode: bool = True) -> tuple[Dataset | None, tuple[int, ...]]:
+    """The data set of a config and the shape of an example.
+
+    Args:
+        settings: The config's section `data`.
+        needed: Whether the examples are; if not, and their shape is known, None stands in the data set's place.
+        decode: Whether to decode all of them at once, if they fit.
 
     Raises:
         ValueError: If the source is not known, or does not hold what the config says.
@@ -85,18 +91,21 @@ def load_data(settings: Mapping[str, Any], needed: bool = True) -> tuple[Dataset
         return None, (size, size, channels)
     data = source(settings)
     event = tuple(data.train.shape[1:])
-    if len(event) == 3 and (size not in (0, event[0]) or channels not in (0, event[2])):
+    fitting = len(event) == 3 and size in (0, event[0]) and size in (0, event[1]) and channels in (0, event[2])
+    if not fitting and (size or channels):
         raise ValueError(
-            f"config.data.size={size} and channels={channels}, but the source {settings['source']!r} has images of "
-            f"{list(event)}, which it does not resize: set both to 0, or to that"
+            f"config.data.size={size} and channels={channels}, but the source {settings['source']!r} has examples of "
+            f"{list(event)}, which it does not resize: set both to 0"
         )
+    if settings["crop"] and settings["source"] not in TRANSFORMED:
+        raise ValueError(f"config.data.crop={settings['crop']}, but the source {settings['source']!r} does not crop: set it to 0")
     if settings["labels"] and data.num_classes == 0:
         raise ValueError(f"config.data.labels=True, but the source {settings['source']!r} has no labels: set it to False")
     if not settings["labels"]:
         data = data._replace(train_labels=None, held_out_labels=None, num_classes=0)
     if data.num_values == 0 and (settings["dequantize"] or settings["logit"] or settings["flip"]):
         raise ValueError(f"the source {settings['source']!r} has no pixels: set config.data.dequantize, logit and flip to False")
-    if fits(data, settings):
+    if needed and decode and fits(data, settings):
         data = data._replace(train=in_memory(data.train), held_out=in_memory(data.held_out))
     return data, event
 
@@ -169,7 +178,7 @@ def build_model(fields: Mapping[str, Any], sigmas: jax.Array, num_classes: int, 
     own = [field.name for field in dataclasses.fields(kind) if field.name not in ("parent", "name", *given)]
     if unknown := [name for name in fields if name not in own]:
         raise ValueError(f"config.model.{unknown[0]} is not a setting of this network: choose among {', '.join(['name', *own])}")
-    if data["logit"] and fields.get("centered"):
+    if data["logit"] and fields.get("centered", getattr(kind, "centered", False)):
         raise ValueError("config.data.logit=True needs config.model.centered=False: logits do not live in [0, 1]")
     return kind(**given, **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
 
@@ -181,7 +190,13 @@ def init_params(model: nn.Module, key: jax.Array, event: tuple[int, ...], labels
 
 
 def init_shape(trainer: Trainer, model: nn.Module, event: tuple[int, ...], labels: bool) -> TrainState:
-    """Shapes and types of the state of training; checks on the way that the network takes the data."""
+    """Shapes and types of the state of training; checks on the way that the network takes the data.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if len(event) != 3 and not isinstance(model, MLP):
+        raise ValueError(f"{type(model).__name__} takes images, but the data are points {list(event)}: set config.model.name=mlp")
     return jax.eval_shape(lambda: trainer.init(init_params(model, jax.random.key(0), event, labels)))
 
 
@@ -190,9 +205,18 @@ def fits(data: Dataset, settings: Mapping[str, Any]) -> bool:
     return data.train.nbytes + data.held_out.nbytes <= settings["device_megabytes"] * 1_000_000
 
 
-def step_size_of(sampling: Mapping[str, Any], sigmas: jax.Array) -> float:
-    """The step size at the last level: the config's, or for 0 the one that the sampler's rule gives."""
-    if sampling["method"] != "consistent":
+def step_size_of(sampling: Mapping[str, Any], sigmas: jax.Array, annealed: bool = False) -> float:
+    """The step size at the last level: the config's, or for 0 the one that the sampler's rule gives.
+
+    Args:
+        sampling: That section of the config.
+        sigmas: The noise levels.
+        annealed: Whether annealed Langevin dynamics it is, whatever the config's method.
+
+    Raises:
+        ValueError: If consistent annealed sampling cannot take the config's step size.
+    """
+    if annealed or sampling["method"] != "consistent":
         return sampling["step_size"] or step_size_for(sigmas, sampling["num_steps"])
     step_size = sampling["step_size"] or ancestral_step_size(sigmas, sampling["num_steps"])
     try:

@@ -16,7 +16,7 @@ from score_jax.analytic import mixture_log_density, mixture_score_fn, sample_mix
 from score_jax.checkpoint import Checkpoints
 from score_jax.config import validate
 from score_jax.data import sources
-from score_jax.data.dataset import in_memory, rescale
+from score_jax.data.dataset import unit_scale
 from score_jax.evaluation.neighbors import nearest_neighbors
 from score_jax.langevin import anneal, annealed_langevin, chain_noise, langevin, langevin_step
 from score_jax.losses.ssm import annealed_ssm, ssm
@@ -32,6 +32,7 @@ WEIGHTS, MEANS, SCALES = np.array([0.8, 0.2], np.float32), np.array([[5, 5], [-5
 TOY_SIGMAS = np.geomspace(20, 1, 10).astype(np.float32)
 EXTENT = 8.0  # of the plots, and of the uniform starts
 NUM_CHAINS, NUM_SHOWN = 20_000, 1280
+FIGURE_1_PIXELS = 50_000_000  # at most, over all images
 
 
 class Figures(NamedTuple):
@@ -60,14 +61,16 @@ def prepare_figures(config, folder: Path, devices, options: Options) -> Figures:
         OSError: If a file is missing, or the folder cannot be written.
     """
     validate(config)
+    if options.number < 1:
+        raise ValueError(f"--number={options.number} must be at least 1")
     trained = bool(Checkpoints(Path(folder) / "checkpoints").steps())
     job = prepare("figures", config, folder, devices, options) if trained else None
     data = job.data if job else load_data(config["data"])[0]
     if data.num_values == 0:
         data = sources.digits()  # figure 1 is about images
     workdir.check_writable(folder, 10_000_000)
-    pixels = in_memory(data.train[np.arange(min(len(data.train), 10_000))])
-    return Figures(config["seed"], Path(folder), options, np.asarray(rescale(pixels, data.num_values)), job)
+    number = min(len(data.train), 10_000, max(128, FIGURE_1_PIXELS // int(np.prod(data.train.shape[1:]))))
+    return Figures(config["seed"], Path(folder), options, unit_scale(data.train[np.arange(number)], data.num_values, False), job)
 
 
 def draw_figures(figures: Figures) -> bool:
@@ -85,8 +88,9 @@ def draw_figures(figures: Figures) -> bool:
             "train one there, then draw again"
         )
         return True
-    batch_size = figures.job.config["sampling"]["batch_size"]
-    samples = next(run_chains(figures.job, _sampler(figures.job), figures.options.number, "sample", batch_size))[2]
+    job, number = figures.job, figures.options.number
+    ends = [ends for _, _, ends in run_chains(job, _sampler(job), number, "sample", job.config["sampling"]["batch_size"])]
+    samples = np.concatenate(ends)
     for draw in (_neighbors, _mixing):
         name, picture = draw(figures, samples)
         _save(figures, name, picture)
@@ -99,7 +103,9 @@ def _save(figures: Figures, name: str, picture: np.ndarray) -> None:
         images.save_png(path, picture)
 
 
-def _train(key: jax.Array, model, x: np.ndarray, sigmas: np.ndarray, loss_fn: Callable, num_steps: int) -> tuple[Any, np.ndarray]:
+def _train(
+    key: jax.Array, model, x: np.ndarray | jax.Array, sigmas: np.ndarray, loss_fn: Callable, num_steps: int
+) -> tuple[Any, np.ndarray]:
     """Trains with Adam 1e-3 on batches of 128, in one program; parameters and the loss of every step."""
     trainer = make_trainer(
         lambda params, x, level: model.apply({"params": params}, x, level), loss_fn, optax.adam(1e-3), sigmas, ema_decay=0.0
@@ -206,7 +212,7 @@ class _Seen:
     """The training examples in the unit of samples, block by block."""
 
     def __init__(self, job: Job):
-        self._data, self._shift = job.data, 0.5 if job.config["data"]["dequantize"] else 0.0
+        self._data, self._dequantized = job.data, job.config["data"]["dequantize"]
 
     def __len__(self) -> int:
         return len(self._data.train)
@@ -215,16 +221,13 @@ class _Seen:
         return self.at(np.arange(len(self))[rows])
 
     def at(self, index: np.ndarray) -> np.ndarray:
-        stored, num_values = self._data.train[index].astype(np.float32), self._data.num_values
-        if num_values == 0:
-            return stored
-        return (stored + 0.5) / num_values if self._shift else stored / (num_values - 1)
+        return unit_scale(self._data.train[index], self._data.num_values, self._dequantized)
 
 
 def _mixing(figures: Figures, samples: np.ndarray) -> tuple[str, np.ndarray]:
     """One long chain per row, at the last noise level: whether it leaves the mode it began in."""
     job, columns, per_column = figures.job, 10, 200
-    params, last = job.restored[1].ema_params, len(job.sigmas) - 1
+    last = len(job.sigmas) - 1
     label = []
     if job.config["data"]["labels"]:
         told = chain_labels(job, len(samples))
@@ -233,13 +236,13 @@ def _mixing(figures: Figures, samples: np.ndarray) -> tuple[str, np.ndarray]:
     level = jnp.full(len(samples), last, jnp.int32)
 
     @jax.jit
-    def chains(x):
+    def chains(params, x):
         def step(x, _, n):
             return langevin_step(job.apply(params, x, level, *label), x, chain_noise(keys, n, job.event), job.step_size)
 
         return anneal(step, x, columns, per_column, columns)
 
-    frames = job.to_images(np.asarray(chains(job.to_data(jnp.asarray(samples))).snapshots))
+    frames = job.to_images(np.asarray(chains(job.restored[1].ema_params, job.to_data(jnp.asarray(samples))).snapshots))
     frames = np.moveaxis(np.concatenate([samples[None], frames]), 0, 1)
     moved = np.linalg.norm((frames[:, -1] - frames[:, 0]).reshape(len(samples), -1), axis=1)
     say(

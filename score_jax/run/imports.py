@@ -30,7 +30,9 @@ class Import(NamedTuple):
 
 
 def config_for(checkpoint: str) -> str:
-    """The config file with the published settings that a checkpoint belongs to, by its network and channels.
+    """The config file with the published settings of a checkpoint's network: by its channels, or number of noise levels.
+
+    A network with another number of levels gets the settings of the data set that its variant was first made for.
 
     Raises:
         ValueError: If the checkpoint cannot be read.
@@ -39,7 +41,9 @@ def config_for(checkpoint: str) -> str:
     model, params = from_official(read_official(checkpoint).state)
     if isinstance(model, NCSN):
         return "configs/mnist.py" if params["end_conv"]["kernel"].shape[-1] == 1 else "configs/cifar10.py"
-    return {"standard": "configs/cifar10_v2.py", "deeper": "configs/celeba_v2.py", "deepest": "configs/ffhq_v2.py"}[model.variant]
+    by_levels = {232: "cifar10_v2", 500: "celeba_v2", 1086: "lsun_bedroom_v2", 788: "lsun_church_v2", 2311: "ffhq_v2"}
+    by_variant = {"standard": "cifar10_v2", "deeper": "celeba_v2", "deepest": "ffhq_v2"}
+    return f"configs/{by_levels.get(len(model.sigmas), by_variant[model.variant])}.py"
 
 
 def prepare_import(config: Mapping[str, Any], folder: Path, devices, options: Options) -> Import:
@@ -78,6 +82,11 @@ def import_official(job: Import) -> bool:
     say(
         f"imported {job.checkpoint}: {model['name']} of width {model['width']} and {job.config['noise']['num_levels']} levels, "
         f"{parameters:,} parameters, step {job.step}"
+    )
+    data, sampling = job.config["data"], job.config["sampling"]
+    say(
+        f"taken from the config: images of {data['size']}x{data['size']}, {sampling['num_steps']} steps per level, step size "
+        f"{sampling['step_size']:g}; --config and --config.data.size choose others"
     )
     say(f"next: python main.py --workdir={job.folder} --mode=sample")
     return True

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import images, workdir
-from score_jax.data.dataset import in_memory
+from score_jax.data.dataset import unit_scale
 from score_jax.data.files import ImageTransform, read_image
 from score_jax.inpainting import inpaint, toward_known
 from score_jax.noise import example_keys
@@ -121,15 +121,14 @@ def read_mask(mask: str, event: tuple[int, ...]) -> np.ndarray:
 
 def _originals(job: Job) -> np.ndarray:
     """The images to complete, in [0, 1]; pixels stand for the middle of what dequantisation spreads them over."""
-    options, data = job.options, job.config["data"]
+    options = job.options
     if options.image:
         paths = [path for pattern in options.image.split(",") for path in sorted(glob.glob(pattern)) or [pattern]]
         pixels, num_values = np.stack([_read(path, job) for path in paths]), 256
     else:
         number = min(options.number, len(job.data.held_out))
-        pixels, num_values = in_memory(job.data.held_out[np.arange(number)]), job.data.num_values
-    x = pixels.astype(np.float32)
-    return (x + np.float32(0.5)) / np.float32(num_values) if data["dequantize"] else x / np.float32(num_values - 1)
+        pixels, num_values = job.data.held_out[np.arange(number)], job.data.num_values
+    return unit_scale(pixels, num_values, job.config["data"]["dequantize"])
 
 
 def _read(path: str, job: Job) -> np.ndarray:

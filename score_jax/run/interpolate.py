@@ -64,7 +64,7 @@ def _program(job: Job):
         if sampling["start"] == "uniform":
             x = job.to_data(jax.scipy.stats.norm.cdf(x))
         else:
-            x = job.to_data(jnp.float32(0.5)) + job.sigmas[0] * x
+            x = job.to_data(jnp.full((1, *job.event), 0.5)) + job.sigmas[0] * x
         return interpolate(
             first,
             second,

@@ -33,7 +33,7 @@ class Options(NamedTuple):
         image: Image files to complete, separated by commas; "" takes held-out images.
         mask: The file of a mask, or the side of the image that is missing.
         label: Class of the images to complete; -1 if it is not told.
-        number: How many images to complete, or pairs of chains to interpolate between.
+        number: How many images to complete, rows of chains to interpolate between, or samples to show in the figures.
         completions: How many completions of each, or chains between each pair.
         subsample: How many training images the largest distance is sought among; 0: all.
     """
@@ -153,12 +153,12 @@ def prepare(
             f"--workdir={folder} holds no checkpoint to {mode} from: train first, with --mode=train, or choose another --workdir"
         )
     needed = mode in ("train", "evaluate", "figures") or (mode == "inpaint" and not options.image)
-    data, event = load_data(config["data"], needed)
+    data, event = load_data(config["data"], needed, decode=mode in ("train", "evaluate"))
     sampling, sigmas = config["sampling"], geometric_sigmas(**config["noise"])
     model = build_model(config["model"], sigmas, data.num_classes if data else 0, config["data"])
     for name in ("training", "sampling"):
         config_lib.check_divides(config[name]["batch_size"], len(devices), f"{name}.batch_size")
-    step_size = step_size_of(sampling, sigmas)
+    step_size = step_size_of(sampling, sigmas, annealed=mode in ("inpaint", "interpolate"))
     trainer = build_trainer(config, data, model, sigmas, AXIS)
     state_shape = init_shape(trainer, model, event, config["data"]["labels"])
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shape))
@@ -195,7 +195,7 @@ def _open_checkpoints(mode: str, config: Mapping[str, Any], folder: Path) -> Che
         )
     if steps:
         free = config_lib.FREE_TO_CONTINUE if mode == "train" else config_lib.FREE_TO_USE
-        config_lib.check_same_run(saved, config, free, str(folder))
+        config_lib.check_same_run(config_lib.completed(saved), config, free, str(folder))
     if mode == "train" and steps and steps[0] > config["training"]["num_steps"]:
         raise ValueError(
             f"--workdir={folder} has been trained for {steps[0]} steps, more than config.training.num_steps="

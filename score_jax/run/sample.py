@@ -4,6 +4,7 @@ import functools
 import json
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -67,7 +68,7 @@ def start(job: Job, keys: Keys) -> Array:
     """Where chains start, [batch, *event], in the space in which the network knows data."""
     if job.config["sampling"]["start"] == "uniform":
         return job.to_data(standard_uniform(keys, job.event))
-    return job.to_data(jnp.float32(0.5)) + job.sigmas[0] * standard_normal(keys, job.event)
+    return job.to_data(jnp.full((1, *job.event), 0.5)) + job.sigmas[0] * standard_normal(keys, job.event)
 
 
 def chain_labels(job: Job, number: int) -> np.ndarray:
@@ -170,5 +171,5 @@ def samples_are_those_of(job: Job, step: int) -> bool:
     try:
         with np.load(path, allow_pickle=False) as file:
             return json.loads(str(file["config"])) == dict(job.config) and int(file["step"]) == step
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile):  # another program's file, or half of ours
+    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):  # another program's file, or half of ours
         return False
