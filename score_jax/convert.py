@@ -72,7 +72,7 @@ def from_official(state: State) -> tuple[nn.Module, Params]:
             raise ValueError(f"{name!r} is {list(state[name].shape)}, but must be {list(wanted[name].shape)} with width {width}")
     if surplus := [name for name in state if name not in wanted]:
         raise ValueError(f"{surplus[0]!r} is not a parameter of {type(model).__name__} (and {len(surplus) - 1} more are not)")
-    return model, _to_params(state)
+    return model, jax.tree.map(jnp.asarray, _to_params(state))
 
 
 def to_official(params: Params) -> State:

@@ -67,7 +67,7 @@ def make_trainer(
     optimizer: optax.GradientTransformation,
     sigmas: Sigmas,
     *,
-    prepare: Callable[..., tuple[Array, ...]] = lambda keys, *batch: batch,
+    prepare: Callable[..., Array | tuple[Array, ...]] = lambda keys, *batch: batch,
     draw_levels: Callable[..., Array] = uniform_levels,
     ema_decay: float = 0.999,
     axis_name: str | None = None,
@@ -79,8 +79,8 @@ def make_trainer(
         loss_fn: Losses per example of a score function.
         optimizer: Any optax transformation.
         sigmas: Noise levels, decreasing.
-        prepare: (keys, x) -> (x,) or (keys, x, label) -> (x, label), the random part of data loading (dequantisation, flips),
-            one key per example.
+        prepare: (keys, x) -> x, or (keys, x, label) -> (x, label), the random part of data loading (dequantisation, flips), one key
+            per example.
         draw_levels: Like `noise.uniform_levels`.
         ema_decay: d above; at step t at most (1 + t) / (10 + t), so that the start is forgotten in short runs, too.
         axis_name: Name of the pmapped axis over which the batch is split, if it is.
@@ -97,7 +97,8 @@ def make_trainer(
         index = position * len(x) + jnp.arange(len(x))
         level_key, prepare_key, loss_key = jax.random.split(key, 3)
         level = draw_levels(level_key, index, batch_size=devices * len(x), num_levels=len(sigmas))
-        x, *label = prepare(example_keys(prepare_key, index), x, *label)
+        prepared = prepare(example_keys(prepare_key, index), x, *label)
+        x, *label = prepared if isinstance(prepared, tuple) else (prepared, *label)
 
         def score_fn(perturbed, level):
             return apply(params, perturbed, level, *label)

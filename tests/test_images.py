@@ -12,7 +12,7 @@ def test_grid_places_and_enlarges_every_image():
     assert picture.dtype == np.uint8
     for i in range(7):
         top, left = gap + i // 3 * 82, gap + i % 3 * 82
-        np.testing.assert_array_equal(picture[top : top + 8 * factor, left : left + 8 * factor], round(255 * i / 6))
+        np.testing.assert_array_equal(picture[top : top + 8 * factor, left : left + 8 * factor], min(int(256 * i / 6), 255))
     assert (picture[:gap] == 255).all()
 
 

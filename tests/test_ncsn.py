@@ -8,7 +8,7 @@ import pytest
 from truths import NCSN_FIXTURES, NCSNV2_FIXTURES, golden, relative
 
 from score_jax.convert import from_official, to_official
-from score_jax.langevin import denoise, langevin_step
+from score_jax.langevin import annealed_langevin, denoise, langevin_step
 from score_jax.losses.dsm import denoising_score_matching
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
@@ -69,6 +69,19 @@ def test_annealed_langevin_chain_is_the_official_one(name):
         score_fn = functools.partial(g["score_fn"], g["params"])
         last = np.full(len(x), len(sigmas) - 1)
         assert relative(denoise(score_fn, x, last, sigmas), g["ald_final_denoised"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ncsn_mnist_ngf8", "ncsnv2_cifar_ngf8"])
+def test_host_arrays_as_parameters_sample_in_one_program(name):
+    """As they come from a file or a checkpoint: closed over, not passed in."""
+    g = official(name)
+    params = jax.tree.map(np.asarray, g["params"])
+    score_fn = functools.partial(g["model"].apply, {"params": params})
+    x = jnp.asarray(g["ald_init"])
+    keys = jax.random.split(jax.random.key(0), len(x))
+    settings = {"step_size": 1e-7, "num_steps": 1}
+    found = annealed_langevin(keys, score_fn, x, g["sigmas"][-2:], **settings)
+    assert bool(jnp.isfinite(found).all())
 
 
 def init_shapes(model, *shape):

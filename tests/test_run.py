@@ -196,12 +196,17 @@ def test_batch_size_of_the_sampler_does_not_change_a_sample(finished):
     assert np.abs(ends(4)[0] - ends(4)[1]).max() > 0.01
 
 
+def quick(folder, **settings):
+    """A job with a perceptron, which compiles in no time."""
+    config = small(data__labels=False, data__label_dropout=0.0, training__num_steps=20, **settings)
+    config["model"] = {"name": "mlp", "hidden": (16,)}
+    return prepare("train", config, folder, jax.devices())
+
+
 def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
     train(
-        job(
+        quick(
             tmp_path / "other",
-            data__labels=False,
-            data__label_dropout=0.0,
             sampling__start="uniform",
             data__flip=True,
             data__dequantize=False,
@@ -210,7 +215,6 @@ def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
             optim__clip_norm=0.0,
             sampling__denoise=False,
             sampling__num_frames=0,
-            training__num_steps=20,
         )
     )
     assert samples(tmp_path / "other")["samples"].shape == (24, 8, 8, 1)
@@ -343,7 +347,7 @@ def test_the_logit_transform_reaches_the_network_and_the_samples(tmp_path):
     values = 17 / (1 + np.exp(-np.asarray(x, np.float64)))
     assert values.min() > 7.99
     assert values.max() < 9.01
-    train(job(tmp_path / "logit", data__logit=True, training__num_steps=20, sampling__num_frames=0))
+    train(quick(tmp_path / "logit", data__logit=True, sampling__num_frames=0))
     found = samples(tmp_path / "logit")["samples"]
     assert 0 <= found.min() < 0.2 < 0.8 < found.max() <= 1
 

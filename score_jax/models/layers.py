@@ -83,7 +83,7 @@ class ConditionalInstanceNormPlus(nn.Module):
             return jnp.concatenate([near_one, jnp.zeros((shape[0], features))], axis=1)
 
         # One row per level: gamma, alpha, beta.
-        embedding = self.param("embedding", init, (self.num_levels, 3 * features))
+        embedding = jnp.asarray(self.param("embedding", init, (self.num_levels, 3 * features)))
         gamma, alpha, beta = jnp.split(embedding[level][:, None, None], 3, axis=-1)
         return _instance_norm_plus(h, gamma, alpha, beta)
 

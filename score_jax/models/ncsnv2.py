@@ -71,7 +71,7 @@ class NCSNv2(nn.Module):
         stages = VARIANTS[self.variant]
         check_size(f"NCSNv2 ({self.variant})", *x.shape[1:3], stages)
         check_width(self.width)
-        sigmas = jax.lax.stop_gradient(self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32)))
+        sigmas = jax.lax.stop_gradient(jnp.asarray(self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32))))
         x = jnp.asarray(x)
         h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
         h = refine_net(h, level, self.width, stages, InstanceNormPlus, without_norm, max_pool_5x5)
