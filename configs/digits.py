@@ -4,7 +4,7 @@ Data: the 1797 real digits that come with the package; 1500 to train on, 297 hel
 Method: denoising score matching at 32 noise levels (Song & Ermon 2019, equation 6) with a small U-Net that is told the class;
     annealed Langevin dynamics (Algorithm 1) with NCSNv2's step size rule and last denoising.
 Cost: 105 s on two CPU cores, of which 8 compile, 70 train and 21 sample.
-Reaches: fd_mlp 1.5 to 2.2, is_svc 8.3, one_nn 0.53 to 0.55 over three seeds (benchmarks/RESULTS.md).
+Reaches: fd_mlp 1.5 to 2.2, is_svc 8.1 to 8.2, one_nn 0.54 to 0.56 over three seeds (benchmarks/RESULTS.md).
 Command: python main.py
 """
 
