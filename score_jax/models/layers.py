@@ -100,7 +100,7 @@ class InstanceNormPlus(nn.Module):
         shape = (h.shape[-1],)
         gamma, alpha = (self.param(name, lambda key: 1 + 0.02 * jax.random.normal(key, shape)) for name in ("gamma", "alpha"))
         beta = self.param("beta", nn.initializers.zeros, shape)
-        return _instance_norm_plus(h, *(value[None, None, None] for value in (gamma, alpha, beta)))
+        return _instance_norm_plus(h, *(jnp.asarray(value)[None, None, None] for value in (gamma, alpha, beta)))
 
 
 def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) -> FeatureMap:
