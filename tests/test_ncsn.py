@@ -10,8 +10,10 @@ from truths import NCSN_FIXTURES, NCSNV2_FIXTURES, golden, relative
 from score_jax.convert import from_official, to_official
 from score_jax.langevin import annealed_langevin, denoise, langevin_step
 from score_jax.losses.dsm import denoising_score_matching
+from score_jax.models.layers import ConditionalInstanceNormPlus
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
+from score_jax.models.refinenet import ResidualBlock
 
 
 @functools.cache
@@ -131,8 +133,8 @@ def test_what_a_network_cannot_take_is_refused(model, shape, words):
 
 def test_initial_values():
     """Convolutions uniform in +-1/sqrt(fan_in); gamma and alpha near 1, beta 0."""
-    params = jax.jit(NCSN(num_levels=10, width=8).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1, jnp.int32))
-    block = params["params"]["res4_1"]
+    norm = functools.partial(ConditionalInstanceNormPlus, num_levels=10)
+    block = ResidualBlock(16, norm).init(jax.random.key(0), jnp.zeros((1, 8, 8, 16)), jnp.zeros(1, jnp.int32))["params"]
     kernel, bound = np.asarray(block["conv1"]["kernel"], np.float64), 1 / np.sqrt(9 * 16)
     assert np.abs(kernel).max() <= bound
     np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
