@@ -8,7 +8,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, mean_pool_5x5
+from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, elu, mean_pool_5x5
 from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
@@ -51,5 +51,5 @@ class NCSN(nn.Module):
         x = jnp.asarray(x)
         h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
         h = refine_net(h, level, self.width, STAGES, norm, norm, mean_pool_5x5)
-        h = nn.elu(norm(name="normalizer")(h, level))
+        h = elu(norm(name="normalizer")(h, level))
         return Conv(x.shape[-1], name="end_conv")(h)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax.models.layers import Conv, InstanceNormPlus, max_pool_5x5, without_norm
+from score_jax.models.layers import Conv, elu, InstanceNormPlus, max_pool_5x5, without_norm
 from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
@@ -75,5 +75,5 @@ class NCSNv2(nn.Module):
         x = jnp.asarray(x)
         h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
         h = refine_net(h, level, self.width, stages, InstanceNormPlus, without_norm, max_pool_5x5)
-        h = nn.elu(InstanceNormPlus(name="normalizer")(h, level))
+        h = elu(InstanceNormPlus(name="normalizer")(h, level))
         return Conv(x.shape[-1], name="end_conv")(h) / sigmas[level][:, None, None, None]

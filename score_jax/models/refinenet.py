@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
-from score_jax.models.layers import Conv, mean_pool_2x2, resize_aligned
+from score_jax.models.layers import Conv, elu, mean_pool_2x2, resize_aligned
 from score_jax.typing import Array, Levels
 
 
@@ -36,9 +36,9 @@ class ResidualBlock(nn.Module):
         pool = self.down and self.dilation == 1
         # The first convolution of a block that begins a stage keeps the width, the second changes it.
         first, shortcut_size = (width, 1 if pool else 3) if self.down else (self.features, 3)
-        y = nn.elu(self.norm(name="normalize1")(h, level))
+        y = elu(self.norm(name="normalize1")(h, level))
         y = Conv(first, dilation=self.dilation, name="conv1")(y)
-        y = nn.elu(self.norm(name="normalize2")(y, level))
+        y = elu(self.norm(name="normalize2")(y, level))
         y = Conv(self.features, dilation=self.dilation, name="conv2")(y)
         if self.down or width != self.features:
             h = Conv(self.features, kernel_size=shortcut_size, dilation=self.dilation, name="shortcut")(h)
@@ -56,7 +56,7 @@ class ResidualConvUnits(nn.Module):
         for block in range(1, self.num_blocks + 1):
             residual = h
             for stage in (1, 2):
-                h = nn.elu(self.norm(name=f"{block}_{stage}_norm")(h, level))
+                h = elu(self.norm(name=f"{block}_{stage}_norm")(h, level))
                 h = Conv(h.shape[-1], use_bias=False, name=f"{block}_{stage}_conv")(h)
             h = h + residual
         return h
@@ -85,7 +85,7 @@ class ChainedResidualPooling(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, level: Levels) -> Array:
-        h = path = nn.elu(h)
+        h = path = elu(h)
         for i in range(2):
             path = self.pool(self.norm(name=f"norms_{i}")(path, level))
             path = Conv(h.shape[-1], use_bias=False, name=f"convs_{i}")(path)
