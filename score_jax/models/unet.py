@@ -10,10 +10,55 @@ table 1, written for the score; the U-Net of Ho et al. (2020), appendix B, at tw
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from score_jax.models.convolution import convolve
 from score_jax.models.layers import FeatureMap, flat_normal
 from score_jax.typing import Array, Images, Levels
+
+
+class Conv(nn.Module):
+    """A convolution with a bias: 3x3 of stride 1, or, to halve the resolution, 2x2 of stride 2."""
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+    halve: bool = False
+
+    @nn.compact
+    def __call__(self, h: FeatureMap) -> FeatureMap:
+        size = 2 if self.halve else 3
+        kernel = self.param("kernel", self.kernel_init, (size, size, h.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.halve:
+            batch, height, width, features = h.shape
+            squares = h.reshape(batch, height // 2, 2, width // 2, 2, features).swapaxes(2, 3)
+            h = squares.reshape(batch, height // 2, width // 2, 4 * features) @ jnp.asarray(kernel).reshape(4 * features, -1)
+        else:
+            h = convolve(h, kernel)
+        return h + bias[None, None, None]
+
+
+class GroupNorm(nn.Module):
+    """Group norm, with a scale and a shift of its own or, [batch, 1, 1, features], given ones."""
+
+    groups: int
+
+    @nn.compact
+    def __call__(self, h: FeatureMap, scale: Array | None = None, shift: Array | None = None) -> FeatureMap:
+        batch, _, _, features = h.shape
+        if scale is None:
+            scale = jnp.asarray(self.param("scale", nn.initializers.ones, (features,)))[None, None, None]
+            shift = jnp.asarray(self.param("bias", nn.initializers.zeros, (features,)))[None, None, None]
+
+        def of_group(x):
+            # Over the pixels first, where neighbours in memory go the same way, then over the few features of a group.
+            x = jnp.mean(x, axis=(1, 2)).reshape(batch, self.groups, -1)
+            return jnp.broadcast_to(jnp.mean(x, axis=2, keepdims=True), x.shape).reshape(batch, 1, 1, features)
+
+        mean = of_group(h)
+        scale = scale * jax.lax.rsqrt(jnp.maximum(of_group(h**2) - mean**2, 0) + 1e-6)
+        return h * scale + (shift - mean * scale)
 
 
 class Block(nn.Module):
@@ -29,13 +74,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, h: FeatureMap, condition: Array) -> FeatureMap:
-        y = nn.silu(nn.GroupNorm(self.groups)(h))
-        y = nn.Conv(self.features, (3, 3), kernel_init=flat_normal(1.0))(y)
-        y = nn.GroupNorm(self.groups, use_bias=False, use_scale=False)(y)
+        y = nn.silu(GroupNorm(self.groups)(h))
+        y = Conv(self.features, kernel_init=flat_normal(1.0))(y)
         modulation = nn.Dense(2 * self.features, kernel_init=flat_normal(0.04))(condition)
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
-        y = nn.silu(y * (1 + scale) + shift)
-        y = nn.Conv(self.features, (3, 3), kernel_init=flat_normal(0.1))(y)
+        y = nn.silu(GroupNorm(self.groups)(y, 1 + scale, shift))
+        y = Conv(self.features, kernel_init=flat_normal(0.1))(y)
         return y + (h if h.shape[-1] == self.features else nn.Dense(self.features, kernel_init=flat_normal(1.0))(h))
 
 
@@ -48,7 +92,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, h: FeatureMap) -> FeatureMap:
         batch, height, width, features = h.shape
-        qkv = nn.Dense(3 * features, kernel_init=flat_normal(1.0))(nn.GroupNorm(self.groups)(h))
+        qkv = nn.Dense(3 * features, kernel_init=flat_normal(1.0))(GroupNorm(self.groups)(h))
         qkv = qkv.reshape(batch, height * width, 3, self.heads, features // self.heads)
         q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # each [batch, heads, pixels, features / heads]
         weights = nn.softmax(q @ k.mT * (features // self.heads) ** -0.5)
@@ -105,10 +149,10 @@ class UNet(nn.Module):
             condition = condition + embed(label)
         condition = nn.silu(condition)
 
-        h = nn.Conv(self.width, (3, 3), kernel_init=flat_normal(1.0))((x - self.data_mean) / total)
+        h = Conv(self.width, kernel_init=flat_normal(1.0))((x - self.data_mean) / total)
         position = self.param("position", flat_normal(0.01 * height * width), (height, width, self.width))
         skip = h = Block(self.width, self.groups)(h + position[None], condition)
-        h = nn.Conv(2 * self.width, (2, 2), strides=2, kernel_init=flat_normal(1.0))(h)
+        h = Conv(2 * self.width, kernel_init=flat_normal(1.0), halve=True)(h)
         for _ in range(2):
             h = Block(2 * self.width, self.groups)(h, condition)
             h = SelfAttention(self.heads, self.groups)(h)
@@ -116,8 +160,8 @@ class UNet(nn.Module):
         h = nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(h).reshape(batch, height // 2, width // 2, 2, 2, self.width)
         h = h.swapaxes(2, 3).reshape(batch, height, width, self.width)
         h = Block(self.width, self.groups)(jnp.concatenate([h, skip], axis=-1), condition)
-        h = nn.silu(nn.GroupNorm(self.groups)(h))
-        f = nn.Conv(channels, (3, 3), kernel_init=nn.initializers.zeros)(h)
+        h = nn.silu(GroupNorm(self.groups)(h))
+        f = Conv(channels, kernel_init=nn.initializers.zeros)(h)
         return self.data_std / (total * sigma) * f - (x - self.data_mean) / total**2
 
     def _check(self, height: int, width: int) -> None:
