@@ -4,6 +4,7 @@ Written the way one writes PyTorch: modules, channels first, eager. `NCSN` takes
 the parameters of their counterparts in score_jax. benchmarks/speed.py checks all of them equal before it measures.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -60,7 +61,7 @@ class ResidualConvUnits(nn.Module):
     def __init__(self, features: int, num_blocks: int, num_levels: int):
         super().__init__()
         self.names = [[f"{block}_{stage}" for stage in (1, 2)] for block in range(1, num_blocks + 1)]
-        for name in sum(self.names, []):
+        for name in [name for block in self.names for name in block]:
             self.add_module(f"{name}_norm", ConditionalInstanceNormPlus(features, num_levels))
             self.add_module(f"{name}_conv", conv3x3(features, features, bias=False))
 
@@ -237,7 +238,7 @@ class MLP(nn.Module):
         super().__init__()
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32))
         widths = [features + 1, *hidden, features]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x, level):
         sigma = self.sigmas[level][:, None]

@@ -43,6 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.groups = 4
     model.data_mean = 0.3
     model.data_std = 0.35
+    model.dtype = "float32"  # or "bfloat16", for GPUs and TPUs
 
     config.loss = loss = ml_collections.ConfigDict()
     loss.name = "dsm"
@@ -70,6 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     training.preview_every = 500  # 0 shows none
     training.checkpoint_every = 500
     training.keep_checkpoints = 3
+    training.steps_per_call = 10  # steps that are one program; more spend less time between them, and hear a Ctrl-C later
 
     config.sampling = sampling = ml_collections.ConfigDict()
     sampling.num_samples = 1000

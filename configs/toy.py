@@ -20,6 +20,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict({"name": "mlp", "hidden": (128, 128)})
     config.loss.update(name="ssm", levels="stratified")
     config.optim.update(schedule="cosine", ema_decay=0.999)
-    config.training.update(num_steps=10_000, log_every=500, eval_every=2500, checkpoint_every=5000)
+    config.training.update(num_steps=10_000, log_every=500, eval_every=2500, checkpoint_every=5000, steps_per_call=100)
     config.sampling.update(num_samples=5000, batch_size=1000, start="normal", num_steps=100, step_size=0.0, denoise=True)
     return config

@@ -73,6 +73,7 @@ RULES: dict[str, Rule] = {
     "training.preview_every": _at_least(0),
     "training.checkpoint_every": _at_least(1),
     "training.keep_checkpoints": _at_least(1),
+    "training.steps_per_call": _at_least(1),
     "sampling.num_samples": _at_least(1),
     "sampling.batch_size": _at_least(1),
     "sampling.method": _one_of("annealed", "consistent", "langevin"),
@@ -99,6 +100,7 @@ ADDED: dict[str, Any] = {
     "loss.projection": "rademacher",
     "loss.num_projections": 1,
     "loss.variance_reduced": True,
+    "training.steps_per_call": 1,
     "sampling.method": "annealed",
     "sampling.renew_known": False,
     "sampling.guidance": 0.0,
@@ -115,6 +117,7 @@ FREE_TO_CONTINUE = (
     "training.preview_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.steps_per_call",
     "sampling.",
 )
 # What may differ when its network is only used.
@@ -142,7 +145,7 @@ def ncsn() -> ml_collections.ConfigDict:
             "device_megabytes": 1024,  # larger data sets are streamed from the host
         },
         noise={"sigma_max": 1.0, "sigma_min": 0.01, "num_levels": 10},
-        model={"name": "ncsn", "width": 128, "centered": True},
+        model={"name": "ncsn", "width": 128, "centered": True, "dtype": "float32", "remat": False},
         loss={
             "name": "dsm",  # or ssm, implicit; ssm_clean and implicit_clean leave the data unperturbed
             "levels": "uniform",  # or stratified
@@ -169,6 +172,7 @@ def ncsn() -> ml_collections.ConfigDict:
             "preview_every": 0,  # 0 shows none
             "checkpoint_every": 5000,
             "keep_checkpoints": 3,
+            "steps_per_call": 10,
         },
         sampling={
             "num_samples": 1000,
@@ -190,7 +194,8 @@ def ncsnv2() -> ml_collections.ConfigDict:
     config = ncsn()
     config.data.dequantize = False
     config.noise.update(sigma_max=50.0, sigma_min=0.01, num_levels=232)
-    config.model = ml_collections.ConfigDict({"name": "ncsnv2", "width": 128, "variant": "standard", "centered": True})
+    fields = {"width": 128, "variant": "standard", "centered": True, "dtype": "float32", "remat": False}
+    config.model = ml_collections.ConfigDict({"name": "ncsnv2", **fields})
     config.optim.update(learning_rate=1e-4, ema_decay=0.999)
     config.training.num_steps = 300_000
     config.sampling.update(num_steps=5, step_size=6.2e-6, denoise=True, num_frames=16, renew_known=True)

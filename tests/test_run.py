@@ -38,6 +38,7 @@ def small(**settings):
         "training__log_every": 20,
         "training__eval_every": 30,
         "training__eval_batches": 2,
+        "training__steps_per_call": 7,  # divides none of the others
         "training__preview_every": 0,
         "training__checkpoint_every": 20,
         "sampling__num_samples": 24,
@@ -140,7 +141,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, tmp
 
 
 def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
-    """SIGTERM between two steps: the step is saved, and the run goes on to the same bits."""
+    """SIGTERM between two calls: the step is saved, and the run goes on to the same bits."""
     folder, seen = tmp_path / "cut", []
 
     def interrupting(seed, step, *arguments):
@@ -151,14 +152,14 @@ def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(training, "batch_index", interrupting)
     train(job(folder))
-    assert "stopped at step 34 of 60" in capsys.readouterr().out
+    assert "stopped at step 37 of 60" in capsys.readouterr().out
     assert not (folder / "samples.npz").exists()
     train(job(folder))
-    assert "continues from the checkpoint of step 34" in capsys.readouterr().out
+    assert "continues from the checkpoint of step 37" in capsys.readouterr().out
     assert_same(final_state(folder), final_state(finished))
     np.testing.assert_array_equal(samples(folder)["samples"], samples(finished)["samples"])
     losses = json.loads((folder / "metrics.json").read_text())["train_loss"]
-    assert [step for step, _ in losses] == [20, 34, 40, 60]
+    assert [step for step, _ in losses] == [20, 37, 40, 60]
 
 
 def test_a_finished_run_can_be_continued_to_more_steps(tmp_path):

@@ -23,7 +23,10 @@ from score_jax.typing import Array, Float
 
 # Rows: what each of four transformed values takes of the input's four, of the kernel's three, and what each output takes of them.
 _INPUT = ((np.array([0, 1, 2, 1]), np.ones(4, np.float32)), (np.array([2, 2, 1, 3]), np.array([-1, 1, -1, -1], np.float32)))
-_OUTPUT = ((np.array([1, 1, 1, 2]), np.array([1, 1, 1, -1], np.float32)), (np.array([2, 2, 2, 2]), np.array([0, 1, -1, 0], np.float32)))
+_OUTPUT = (
+    (np.array([1, 1, 1, 2]), np.array([1, 1, 1, -1], np.float32)),
+    (np.array([2, 2, 2, 2]), np.array([0, 1, -1, 0], np.float32)),
+)
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 
@@ -134,7 +137,9 @@ class _Squares:
         """Transforms the square around every square: [16, squares, features]."""
         features = padded.shape[-1]
         x = self._along(1, padded, transform, self.shape[1]).swapaxes(0, 1)  # [4, batch, rows, d, padded width, features]
-        x = self._along(4, jax.lax.optimization_barrier(x), transform, self.shape[3])  # [4, batch, rows, d, 4, columns, d, features]
+        x = self._along(
+            4, jax.lax.optimization_barrier(x), transform, self.shape[3]
+        )  # [4, batch, rows, d, 4, columns, d, features]
         return jnp.moveaxis(x, 4, 1).reshape(16, -1, features)
 
     def _along(self, axis, x, transform, number):

@@ -39,7 +39,7 @@ def flat_normal(variance: float):
 
 
 class Conv(nn.Module):
-    """A square convolution of stride 1, padded so that the size stays.
+    """A square convolution of stride 1, padded so that the size stays, in the precision of what it is given.
 
     Weights and biases start uniform in +-1/sqrt(fan_in), as in the published networks.
 
@@ -60,9 +60,9 @@ class Conv(nn.Module):
         size = self.kernel_size
         init = flat_uniform((size * size * x.shape[-1]) ** -0.5)
         kernel = self.param("kernel", init, (size, size, x.shape[-1], self.features))
-        y = convolve(x, kernel, self.dilation)
+        y = convolve(x, jnp.asarray(kernel, x.dtype), self.dilation)
         if self.use_bias:
-            y = y + self.param("bias", init, (self.features,))[None, None, None]
+            y = y + jnp.asarray(self.param("bias", init, (self.features,)), x.dtype)[None, None, None]
         return y
 
 
@@ -104,7 +104,8 @@ class InstanceNormPlus(nn.Module):
 
 
 def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) -> FeatureMap:
-    epsilon = 1e-5
+    epsilon, dtype = 1e-5, h.dtype
+    h = h.astype(jnp.float32)  # statistics are, whatever the precision of the rest
     mu = jnp.mean(h, axis=(1, 2), keepdims=True)
     # Differences from a mean that counts as a constant, and what is then missing, which is 0 but has a derivative: so that the
     # norm is one multiplication and addition per value, and its gradient two sums and one more.
@@ -114,13 +115,24 @@ def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) 
     # Over the features of one example, and unbiased: divided by features - 1.
     mu_hat = (mu - jnp.mean(mu, axis=-1, keepdims=True)) * jax.lax.rsqrt(jnp.var(mu, axis=-1, keepdims=True, ddof=1) + epsilon)
     scale = gamma * jax.lax.rsqrt(variance + epsilon)
-    return centered * scale + (beta + gamma * alpha * mu_hat - missing * scale)
+    return (centered * scale + (beta + gamma * alpha * mu_hat - missing * scale)).astype(dtype)
 
 
 def elu(x: Array) -> Array:
     """x above 0, exp(x) - 1 below."""
     # As that difference, which near 0 is off by one rounding of 1 at most, twice as fast on a CPU as expm1.
     return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The type of that name.
+
+    Raises:
+        ValueError: If a network cannot compute in it.
+    """
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype={name!r} is not a precision that networks compute in: choose float32 or bfloat16")
+    return jnp.dtype(name)
 
 
 def without_norm(name: str):
@@ -148,7 +160,7 @@ def max_pool_5x5(h: FeatureMap) -> FeatureMap:
 def _over_5x5(h: FeatureMap, initial: float, operation: Callable[[Array, Array], Array]) -> FeatureMap:
     # Columns, then rows: 10 operations per value, not 25.
     for window in ((1, 5, 1, 1), (1, 1, 5, 1)):
-        h = jax.lax.reduce_window(h, initial, operation, window, (1, 1, 1, 1), "SAME")
+        h = jax.lax.reduce_window(h, np.array(initial, h.dtype), operation, window, (1, 1, 1, 1), "SAME")
     return h
 
 
@@ -156,7 +168,7 @@ def resize_aligned(h: FeatureMap, size: tuple[int, int]) -> FeatureMap:
     """Bilinear resize to (height, width) `size`, with the corner pixels' centres kept in place."""
     if h.shape[1:3] == size:
         return h
-    rows, columns = (_interpolation(old, new) for old, new in zip(h.shape[1:3], size, strict=True))
+    rows, columns = (jnp.asarray(_interpolation(old, new), h.dtype) for old, new in zip(h.shape[1:3], size, strict=True))
     return jnp.einsum("yh,bhwf,xw->byxf", rows, h, columns)
 
 

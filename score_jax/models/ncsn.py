@@ -8,7 +8,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, elu, mean_pool_5x5
+from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, compute_dtype, elu, mean_pool_5x5
 from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
@@ -27,11 +27,16 @@ class NCSN(nn.Module):
         num_levels: Number of noise levels.
         width: Features of the first stage, n; the published settings are 64 (MNIST) and 128 (CIFAR-10, CelebA).
         centered: Whether images in [0, 1] are mapped to [-1, 1] first; not for logit-transformed data.
+        dtype: Precision of the convolutions and of the maps between them, float32 or bfloat16; parameters, statistics and the score
+            are float32 in any case.
+        remat: Whether, for a gradient, blocks are computed again and not kept: less memory, about a third more time.
     """
 
     num_levels: int
     width: int = 128
     centered: bool = True
+    dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Images, level: Levels) -> Images:
@@ -49,7 +54,8 @@ class NCSN(nn.Module):
         check_width(self.width)
         norm = functools.partial(ConditionalInstanceNormPlus, num_levels=self.num_levels)
         x = jnp.asarray(x)
-        h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
-        h = refine_net(h, level, self.width, STAGES, norm, norm, mean_pool_5x5)
+        h = (2 * x - 1 if self.centered else x).astype(compute_dtype(self.dtype))
+        h = Conv(self.width, name="begin_conv")(h)
+        h = refine_net(h, level, self.width, STAGES, norm, norm, mean_pool_5x5, self.remat)
         h = elu(norm(name="normalizer")(h, level))
-        return Conv(x.shape[-1], name="end_conv")(h)
+        return Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32)

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax.models.layers import Conv, elu, InstanceNormPlus, max_pool_5x5, without_norm
+from score_jax.models.layers import Conv, InstanceNormPlus, compute_dtype, elu, max_pool_5x5, without_norm
 from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
@@ -47,12 +47,17 @@ class NCSNv2(nn.Module):
         width: Features of the first stage, n; 128 in all published settings.
         variant: "standard" (32x32), "deeper" (64x64 to 128x128) or "deepest" (256x256).
         centered: Whether images in [0, 1] are mapped to [-1, 1] first; not for logit-transformed data.
+        dtype: Precision of the convolutions and of the maps between them, float32 or bfloat16; parameters, statistics and the score
+            are float32 in any case.
+        remat: Whether, for a gradient, blocks are computed again and not kept: less memory, about a third more time.
     """
 
     sigmas: tuple[float, ...]
     width: int = 128
     variant: str = "standard"
     centered: bool = True
+    dtype: str = "float32"
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Images, level: Levels) -> Images:
@@ -73,7 +78,8 @@ class NCSNv2(nn.Module):
         check_width(self.width)
         sigmas = jax.lax.stop_gradient(jnp.asarray(self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32))))
         x = jnp.asarray(x)
-        h = Conv(self.width, name="begin_conv")(2 * x - 1 if self.centered else x)
-        h = refine_net(h, level, self.width, stages, InstanceNormPlus, without_norm, max_pool_5x5)
+        h = (2 * x - 1 if self.centered else x).astype(compute_dtype(self.dtype))
+        h = Conv(self.width, name="begin_conv")(h)
+        h = refine_net(h, level, self.width, stages, InstanceNormPlus, without_norm, max_pool_5x5, self.remat)
         h = elu(InstanceNormPlus(name="normalizer")(h, level))
-        return Conv(x.shape[-1], name="end_conv")(h) / sigmas[level][:, None, None, None]
+        return Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32) / sigmas[level][:, None, None, None]

@@ -148,6 +148,7 @@ def refine_net(
     norm: Callable[..., nn.Module],
     refine_norm: Callable[..., nn.Module],
     pool: Callable[[Array], Array],
+    remat: bool,
 ) -> Array:
     """Down the `stages` and up again; to be called within a module, which its blocks become part of.
 
@@ -159,16 +160,18 @@ def refine_net(
         norm: Of the residual blocks.
         refine_norm: Of the refine blocks.
         pool: Of the refine blocks, 5x5.
+        remat: Whether blocks are computed again for a gradient.
     """
+    residual, refine = (nn.remat(block) if remat else block for block in (ResidualBlock, RefineBlock))
     maps = []
     for stage in stages:
         features = stage.features * width
-        h = ResidualBlock(features, norm, down=stage.down, dilation=stage.dilation, name=f"res{stage.name}_0")(h, level)
-        h = ResidualBlock(features, norm, dilation=stage.dilation, name=f"res{stage.name}_1")(h, level)
+        h = residual(features, norm, down=stage.down, dilation=stage.dilation, name=f"res{stage.name}_0")(h, level)
+        h = residual(features, norm, dilation=stage.dilation, name=f"res{stage.name}_1")(h, level)
         maps.append([h])
     for stage, own in zip(reversed(stages), reversed(maps), strict=True):
         coarser = [] if stage is stages[-1] else [h]
-        block = RefineBlock(stage.refined * width, refine_norm, pool, last=stage is stages[0], name=f"refine{stage.refine}")
+        block = refine(stage.refined * width, refine_norm, pool, last=stage is stages[0], name=f"refine{stage.refine}")
         h = block(own + coarser, level)
     return h
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.models.convolution import convolve
-from score_jax.models.layers import FeatureMap, flat_normal
+from score_jax.models.layers import FeatureMap, compute_dtype, flat_normal
 from score_jax.typing import Array, Images, Levels
 
 
@@ -33,10 +33,12 @@ class Conv(nn.Module):
         if self.halve:
             batch, height, width, features = h.shape
             squares = h.reshape(batch, height // 2, 2, width // 2, 2, features).swapaxes(2, 3)
-            h = squares.reshape(batch, height // 2, width // 2, 4 * features) @ jnp.asarray(kernel).reshape(4 * features, -1)
+            h = squares.reshape(batch, height // 2, width // 2, 4 * features) @ jnp.asarray(kernel, h.dtype).reshape(
+                4 * features, -1
+            )
         else:
-            h = convolve(h, kernel)
-        return h + bias[None, None, None]
+            h = convolve(h, jnp.asarray(kernel, h.dtype))
+        return h + jnp.asarray(bias, h.dtype)[None, None, None]
 
 
 class GroupNorm(nn.Module):
@@ -56,9 +58,10 @@ class GroupNorm(nn.Module):
             x = jnp.mean(x, axis=(1, 2)).reshape(batch, self.groups, -1)
             return jnp.broadcast_to(jnp.mean(x, axis=2, keepdims=True), x.shape).reshape(batch, 1, 1, features)
 
+        dtype, h = h.dtype, h.astype(jnp.float32)
         mean = of_group(h)
         scale = scale * jax.lax.rsqrt(jnp.maximum(of_group(h**2) - mean**2, 0) + 1e-6)
-        return h * scale + (shift - mean * scale)
+        return (h * scale + (shift - mean * scale)).astype(dtype)
 
 
 class Block(nn.Module):
@@ -80,7 +83,7 @@ class Block(nn.Module):
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
         y = nn.silu(GroupNorm(self.groups)(y, 1 + scale, shift))
         y = Conv(self.features, kernel_init=flat_normal(0.1))(y)
-        return y + (h if h.shape[-1] == self.features else nn.Dense(self.features, kernel_init=flat_normal(1.0))(h))
+        return y + (h if h.shape[-1] == self.features else nn.Dense(self.features, dtype=h.dtype, kernel_init=flat_normal(1.0))(h))
 
 
 class SelfAttention(nn.Module):
@@ -92,12 +95,12 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, h: FeatureMap) -> FeatureMap:
         batch, height, width, features = h.shape
-        qkv = nn.Dense(3 * features, kernel_init=flat_normal(1.0))(GroupNorm(self.groups)(h))
+        qkv = nn.Dense(3 * features, dtype=h.dtype, kernel_init=flat_normal(1.0))(GroupNorm(self.groups)(h))
         qkv = qkv.reshape(batch, height * width, 3, self.heads, features // self.heads)
         q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # each [batch, heads, pixels, features / heads]
-        weights = nn.softmax(q @ k.mT * (features // self.heads) ** -0.5)
+        weights = nn.softmax((q @ k.mT).astype(jnp.float32) * (features // self.heads) ** -0.5).astype(h.dtype)
         y = jnp.moveaxis(weights @ v, 1, 2).reshape(h.shape)
-        return h + nn.Dense(features, kernel_init=flat_normal(0.02))(y)
+        return h + nn.Dense(features, dtype=h.dtype, kernel_init=flat_normal(0.02))(y)
 
 
 class UNet(nn.Module):
@@ -112,6 +115,8 @@ class UNet(nn.Module):
         data_std: d above, about the standard deviation of the data; above 0.
         num_classes: Above 0, the network takes the class of each image, too: its score is that of the class's own density. The
             class num_classes stands for any, if it was trained with it.
+        dtype: Precision of the layers and of the maps between them, float32 or bfloat16; parameters, statistics and the score are
+            float32 in any case.
     """
 
     sigmas: tuple[float, ...]
@@ -121,6 +126,7 @@ class UNet(nn.Module):
     data_mean: float = 0.5
     data_std: float = 0.5
     num_classes: int = 0
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Images, level: Levels, label: Levels | None = None) -> Images:
@@ -137,6 +143,7 @@ class UNet(nn.Module):
         """
         batch, height, width, channels = x.shape
         self._check(height, width)
+        dtype = compute_dtype(self.dtype)
         if (label is None) != (self.num_classes == 0):
             raise ValueError(f"a U-Net of num_classes={self.num_classes} {'needs' if self.num_classes else 'takes no'} labels")
         sigma = jnp.asarray(self.sigmas, jnp.float32)[level][:, None, None, None]
@@ -149,19 +156,21 @@ class UNet(nn.Module):
             condition = condition + embed(label)
         condition = nn.silu(condition)
 
-        h = Conv(self.width, kernel_init=flat_normal(1.0))((x - self.data_mean) / total)
+        h = Conv(self.width, kernel_init=flat_normal(1.0))(((x - self.data_mean) / total).astype(dtype))
         position = self.param("position", flat_normal(0.01 * height * width), (height, width, self.width))
-        skip = h = Block(self.width, self.groups)(h + position[None], condition)
+        skip = h = Block(self.width, self.groups)(h + jnp.asarray(position, dtype)[None], condition)
         h = Conv(2 * self.width, kernel_init=flat_normal(1.0), halve=True)(h)
         for _ in range(2):
             h = Block(2 * self.width, self.groups)(h, condition)
             h = SelfAttention(self.heads, self.groups)(h)
         # Each pixel of half resolution becomes a square of 2x2.
-        h = nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(h).reshape(batch, height // 2, width // 2, 2, 2, self.width)
+        h = nn.Dense(4 * self.width, dtype=dtype, kernel_init=flat_normal(1.0))(h).reshape(
+            batch, height // 2, width // 2, 2, 2, self.width
+        )
         h = h.swapaxes(2, 3).reshape(batch, height, width, self.width)
         h = Block(self.width, self.groups)(jnp.concatenate([h, skip], axis=-1), condition)
         h = nn.silu(GroupNorm(self.groups)(h))
-        f = Conv(channels, kernel_init=nn.initializers.zeros)(h)
+        f = Conv(channels, kernel_init=nn.initializers.zeros)(h).astype(jnp.float32)
         return self.data_std / (total * sigma) * f - (x - self.data_mean) / total**2
 
     def _check(self, height: int, width: int) -> None:

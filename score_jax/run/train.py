@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from score_jax import images, workdir
@@ -17,6 +18,7 @@ from score_jax.progress import Progress
 from score_jax.run.build import init_params
 from score_jax.run.job import Feed, Job, events, merge, say
 from score_jax.run.sample import draw_samples, make_sampler, samples_are_those_of
+from score_jax.training import Metrics
 
 
 def train(job: Job) -> bool:
@@ -68,9 +70,9 @@ def _train_from(job: Job) -> tuple[Any, Callable | None] | None:
     wait = job.devices[0].platform == "cpu"
 
     with _stop_requested() as stop, Progress(total, "train", "step", first) as progress, events(job, first) as writer:
-        for done, args in _batches(job, feed, first, total):
-            state, metrics = step_fn(job.keys["train"], state, feed.constants, args)
-            log.pending.append(metrics)
+        for done, number, args in _calls(job, feed, first, total):
+            state, metrics = step_fn(job.keys["train"], state, feed.constants, args, np.int32(number))
+            log.pending.append((metrics, number))
             if wait:
                 jax.block_until_ready(metrics)
             stopping = stop()  # asked once: what it brings about must all happen in the same step
@@ -108,7 +110,7 @@ class _Log:
         seconds = {"compile": 0.0, "train": 0.0, **(log.get("seconds", {}) if first else {})}
         curves = {name: [pair for pair in log.get(name, []) if pair[0] <= first] for name in ("train_loss", "held_out_loss")}
         self._log = {**curves, "seconds": seconds}
-        self.pending: list = []  # metrics of the steps since the last look
+        self.pending: list[tuple[Metrics, int]] = []  # of the calls since the last look: metrics of their steps, and how many
         if first:
             say(f"continues from the checkpoint of step {first}")
 
@@ -121,12 +123,13 @@ class _Log:
 
     def train(self, done: int, writer) -> None:
         """Notes the mean loss since the last look."""
-        loss = _mean_loss(self._job, self.pending, done)
+        metrics = _flatten(self.pending)
+        loss = _mean_loss(self._job, metrics, done)
         now = time.monotonic()
         self._log["train_loss"].append([done, loss])
         writer.add_scalar("loss/train", loss, done)
-        writer.add_scalar("gradient_norm", float(self.pending[-1].grad_norm), done)
-        writer.add_scalar("steps_per_second", len(self.pending) / max(now - self._rate_from, 1e-9), done)
+        writer.add_scalar("gradient_norm", float(metrics.grad_norm[-1]), done)
+        writer.add_scalar("steps_per_second", len(metrics.loss) / max(now - self._rate_from, 1e-9), done)
         self.pending, self._rate_from = [], now
         self._log["seconds"]["train"] = self._trained + now - self._begun
 
@@ -136,8 +139,8 @@ class _Log:
         writer.add_scalar("loss/held_out", loss, done)
 
     def last_loss(self, metrics) -> float:
-        """The last mean loss, or that of the one step there was."""
-        return self._log["train_loss"][-1][1] if self._log["train_loss"] else float(metrics.loss)
+        """The last mean loss, or that of the first step there was."""
+        return self._log["train_loss"][-1][1] if self._log["train_loss"] else float(np.asarray(metrics.loss)[0])
 
     def write(self) -> None:
         """Brings metrics.json and loss.png up to date."""
@@ -160,15 +163,27 @@ class _Log:
         say(f"trained in {seconds['train']:.1f} s (and {seconds['compile']:.1f} s to compile)")
 
 
-def _batches(job: Job, feed: Feed, first: int, total: int) -> Iterator[tuple[int, tuple]]:
-    """The number of each step, from 1 on, and its batch: a function of the seed and that number."""
-    seed, batch_size, number = job.config["seed"], job.config["training"]["batch_size"], len(job.data.train)
+def _calls(job: Job, feed: Feed, first: int, total: int) -> Iterator[tuple[int, int, tuple]]:
+    """For each call of the compiled program: the step it ends with, how many steps it takes, and their batches.
+
+    A call ends where something else is due. Batches are a function of the seed and the step; the last is repeated where a
+    call takes fewer than fit.
+    """
+    training, number = job.config["training"], len(job.data.train)
+    every = [training[f"{name}_every"] for name in ("log", "eval", "checkpoint", "preview")]
 
     def batch(step: int):
-        return feed.args(batch_index(seed, step, number, batch_size))
+        return feed.args(batch_index(job.config["seed"], step, number, training["batch_size"]))
 
     steps = range(first, total)
-    yield from zip(range(first + 1, total + 1), map(batch, steps) if feed.constants else prefetch(batch, steps), strict=True)
+    batches = map(batch, steps) if feed.constants else prefetch(batch, steps)
+    done = first
+    while done < total:
+        ahead = min([training["steps_per_call"], total - done, *(each - done % each for each in every if each)])
+        own = [next(batches) for _ in range(ahead)]
+        own += [own[-1]] * (training["steps_per_call"] - ahead)
+        done += ahead
+        yield done, ahead, tuple(np.stack(arrays, axis=1) for arrays in zip(*own, strict=True))
 
 
 def _initial_state(job: Job):
@@ -179,15 +194,28 @@ def _initial_state(job: Job):
 
 
 def _compiled_step(job: Job, feed: Feed, state) -> Callable:
-    """(key, state, constants, args) -> (state, metrics)."""
-    program = job.pmap(
-        lambda key, state, held, args: job.trainer.step(key, state, *feed.take(held, args)),
-        (None, None, None, 0),
-        None,
-        donate=(1,),
-    )
+    """(key, state, constants, args [devices, steps per call, ...], number of steps) -> (state, metrics of each step).
+
+    Several steps are one program: what it needs of memory is then taken from the system once, and small steps are not outweighed by
+    the calls.
+    """
+    steps_per_call = job.config["training"]["steps_per_call"]
+
+    def steps(key, state, held, args, number):
+        def one(i, carry):
+            state, metrics = carry
+            batch = [jax.lax.dynamic_index_in_dim(array, i, keepdims=False) for array in args]
+            state, new = job.trainer.step(key, state, *feed.take(held, batch))
+            return state, jax.tree.map(lambda all_, own: all_.at[i].set(own), metrics, new)
+
+        shape = jax.eval_shape(job.trainer.step, key, state, *feed.take(held, [array[0] for array in args]))[1]
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((steps_per_call, *leaf.shape), leaf.dtype), shape)
+        return jax.lax.fori_loop(0, number, one, (state, metrics))
+
+    program = job.pmap(steps, (None, None, None, 0, None), None, donate=(1,))
     args = feed.args(np.zeros(job.config["training"]["batch_size"], np.int32))
-    return program.lower(job.keys["train"], state, feed.constants, args).compile()
+    args = tuple(np.stack([array] * steps_per_call, axis=1) for array in args)
+    return program.lower(job.keys["train"], state, feed.constants, args, np.int32(1)).compile()
 
 
 def _held_out_loss_fn(job: Job, params) -> Callable[[Any], float]:
@@ -210,12 +238,18 @@ def _held_out_loss_fn(job: Job, params) -> Callable[[Any], float]:
     return held_out_loss
 
 
-def _mean_loss(job: Job, pending: list, done: int) -> float:
+def _flatten(pending: list[tuple[Metrics, int]]) -> Metrics:
+    """The metrics of the steps of several calls, one array each."""
+    parts = [jax.tree.map(lambda values, number=number: np.asarray(values)[:number], metrics) for metrics, number in pending]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _mean_loss(job: Job, metrics: Metrics, done: int) -> float:
     """The mean loss of the steps since the last look, all of which must be finite."""
-    for step, metrics in enumerate(pending, done - len(pending) + 1):
-        loss, grad_norm, level = float(metrics.loss), float(metrics.grad_norm), int(metrics.nonfinite_level)
-        if np.isfinite(loss) and np.isfinite(grad_norm):
-            continue
+    finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+    if not finite.all():
+        at = int(np.argmin(finite))
+        level, step = int(metrics.nonfinite_level[at]), done - len(finite) + 1 + at
         what = f"the loss at noise level {level} (sigma {float(job.sigmas[level]):.4g})" if level >= 0 else "the gradient"
         saved = job.checkpoints.steps()
         kept = f"the checkpoint of step {saved[0]} stays" if saved else "no checkpoint had been written yet"
@@ -223,7 +257,7 @@ def _mean_loss(job: Job, pending: list, done: int) -> float:
             f"{what} is not finite at step {step}: {kept}; lower config.optim.learning_rate="
             f"{job.config['optim']['learning_rate']:g}, or set config.optim.clip_norm, in another --workdir"
         )
-    return float(np.mean([float(metrics.loss) for metrics in pending]))
+    return float(np.mean(metrics.loss))
 
 
 def _preview(job: Job, sampler: Callable, params, step: int, writer) -> None:
