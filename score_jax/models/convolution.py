@@ -32,7 +32,9 @@ _A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
 
 
 def convolve(
-    x: Float[Array, "batch height width features"], kernel: Float[Array, "size size features out"], dilation: int = 1
+    x: Float[Array | np.ndarray, "batch height width features"],
+    kernel: Float[Array | np.ndarray, "size size features out"],
+    dilation: int = 1,
 ) -> Float[Array, "batch height width out"]:
     """The convolution of `x` with a square kernel of odd size, zeros beyond the border.
 
@@ -47,7 +49,7 @@ def convolve(
 
 def _varying_alike(*arrays: Array) -> list[Array]:
     """Within `jax.shard_map`, arrays that vary over the same axes of the mesh."""
-    axes = [getattr(jax.typeof(array), "vma", frozenset()) for array in arrays]
+    axes = [jax.typeof(array).manual_axis_type.varying for array in arrays]
     missing = [tuple(frozenset().union(*axes) - own) for own in axes]
     return [jax.lax.pcast(array, own, to="varying") if own else array for array, own in zip(arrays, missing, strict=True)]
 
@@ -93,7 +95,8 @@ def _filter_gradient_directly(x, g, *, dilation, size):
 
 
 def _convolve_on_cpu(x, kernel, *, dilation, transposed):
-    if len(kernel) != 3 or min(kernel.shape[2:]) < 32:
+    # With few features, transforming costs more than it saves.
+    if len(kernel) != 3 or min(kernel.shape[2:]) < 32 or x.dtype != jnp.float32:
         return _convolve_directly(x, kernel, dilation=dilation, transposed=transposed)
     batch, height, width, _ = x.shape
     squares = _Squares(batch, height, width, dilation)
@@ -109,7 +112,7 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
 
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
-    if size != 3 or min(x.shape[-1], g.shape[-1]) < 128:
+    if size != 3 or min(x.shape[-1], g.shape[-1]) < 128 or x.dtype != jnp.float32:
         return _filter_gradient_directly(x, g, dilation=dilation, size=size)
     squares = _Squares(*x.shape[:3], dilation)
     v = squares.take(squares.padded(x), _INPUT)
@@ -147,7 +150,7 @@ class _Squares:
         total = 0
         for taps, weights in transform:
             term = x.at[(*(slice(None),) * axis, taps[:, None, None] * self.dilation + start)].get(mode="promise_in_bounds")
-            total = total + (term if (weights == 1).all() else weights.reshape(4, *(1,) * (x.ndim + 1 - axis)) * term)
+            total = total + (term if (weights == 1).all() else _aligned(weights, term, axis) * term)
         return total
 
 
@@ -155,8 +158,13 @@ def _along_two(weights: np.ndarray, x) -> Array:
     """[i, j, ...] -> [a, b, ...], the sum over i and j with weights[a, i] weights[b, j]."""
     for axis in range(2):
         terms = [jnp.expand_dims(jax.lax.index_in_dim(x, i, axis, keepdims=False), axis) for i in range(x.shape[axis])]
-        x = sum(weights[:, i].reshape(-1, *(1,) * (x.ndim - axis - 1)) * term for i, term in enumerate(terms))
+        x = sum(_aligned(weights[:, i], term, axis) * term for i, term in enumerate(terms))
     return x
+
+
+def _aligned(weights: np.ndarray, x: Array, axis: int) -> np.ndarray:
+    """The weights, along that axis of x."""
+    return weights.reshape(*(1,) * axis, -1, *(1,) * (x.ndim - axis - 1))
 
 
 def _combine(weights: np.ndarray, terms) -> Array:
