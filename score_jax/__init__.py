@@ -21,6 +21,7 @@ The map of the package; importing it imports nothing but this page.
     images         grids, animations, plots as pictures and files
     progress       one line that redraws
     workdir        what a run leaves in its folder, whole or not at all
+    exported       draws from an exported sampler, with nothing else of this package
     run            what `main.py` does, a module for each mode
 
 Two values cross every border: a score function `(x, level) -> score` and `sigmas`, the decreasing

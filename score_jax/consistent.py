@@ -56,7 +56,7 @@ def consistent_annealed_sampling(
     levels, alphas, added = jnp.asarray(levels), jnp.asarray(alphas, jnp.float32), jnp.asarray(added, jnp.float32)
 
     def step(x, level, n):
-        score = score_fn(x, jnp.full(len(x), levels[n]))
+        score = score_fn(x, jnp.full(x.shape[0], levels[n]))
         return x + alphas[n] * score + added[n] * chain_noise(keys, n, x.shape[1:])
 
     return anneal(step, x, len(np.asarray(sigmas)), num_steps, num_snapshots)

@@ -154,12 +154,12 @@ def annealed_langevin_trajectory(
 
 def _annealed(keys, score_fn, x, sigmas, alphas, num_steps, denoise, num_snapshots) -> Trajectory:
     def step(x, level, n):
-        score = score_fn(x, jnp.full(len(x), level))
+        score = score_fn(x, jnp.full(x.shape[0], level))
         return langevin_step(score, x, chain_noise(keys, n, x.shape[1:]), alphas[level])
 
     trajectory = anneal(step, x, len(sigmas), num_steps, num_snapshots)
     if denoise:
-        last = jnp.full(len(x), len(sigmas) - 1, jnp.int32)
+        last = jnp.full(x.shape[0], len(sigmas) - 1, jnp.int32)
         trajectory = trajectory._replace(x=_denoise(score_fn, trajectory.x, last, sigmas))
     return trajectory
 
@@ -199,7 +199,7 @@ def anneal(
         x, snapshots = carry
         level, slot = inputs
         x = jax.lax.scan(lambda x, n: (step(x, level, n), None), x, level * num_steps + np.arange(num_steps))[0]
-        finite = jnp.isfinite(x.reshape(len(x), -1)).all(axis=1)
+        finite = jnp.isfinite(x.reshape(x.shape[0], -1)).all(axis=1)
         if num_snapshots:
             snapshots = snapshots.at[slot].set(x, mode="drop")
         return (x, snapshots), finite

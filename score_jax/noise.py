@@ -87,7 +87,7 @@ def standard_uniform(keys: Keys, event: tuple[int, ...]) -> Batch:
 def _draw(distribution: Callable, keys: Keys, event: tuple[int, ...]) -> Batch:
     # Flat draws are bitwise those of the full shape and compile up to 20 times faster.
     flat = jax.vmap(lambda key: distribution(key, (math.prod(event),)))(keys)
-    return flat.reshape(len(keys), *event)
+    return flat.reshape(keys.shape[0], *event)
 
 
 def uniform_levels(key: OneKey, index: Index, *, batch_size: int, num_levels: int) -> Levels:

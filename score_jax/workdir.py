@@ -2,7 +2,7 @@
 
 config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png  preview.png  events.out.*
 evaluation.json  inpainting.npz  inpainting.png  interpolation.npz  interpolation.png
-figure1.png  figure2.png  figure3.png  neighbors.png  mixing.png
+figure1.png  figure2.png  figure3.png  neighbors.png  mixing.png  sampler.zip
 """
 
 import contextlib

@@ -163,7 +163,7 @@ def prepare(
     state_shape = init_shape(trainer, model, event, config["data"]["labels"])
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shape))
     sample_bytes = 4 * sampling["num_samples"] * int(np.prod(event))
-    kept = config["training"]["keep_checkpoints"] + 1 if mode == "train" else 0
+    kept = {"train": config["training"]["keep_checkpoints"] + 1, "export": 1}.get(mode, 0)
     workdir.check_writable(folder, kept * state_bytes + 2 * sample_bytes + 10_000_000)
     return Job(
         config=config,
@@ -176,11 +176,16 @@ def prepare(
         sigmas=sigmas,
         step_size=step_size,
         trainer=trainer,
-        keys=dict(zip(KEYS, jax.random.split(jax.random.key(config["seed"]), len(KEYS)), strict=True)),
+        keys=run_keys(config["seed"]),
         checkpoints=checkpoints,
         state_shape=state_shape,
         restored=checkpoints.restore(state_shape),
     )
+
+
+def run_keys(seed: int | Array) -> dict[str, jax.Array]:
+    """A random key for everything that a run does."""
+    return dict(zip(KEYS, jax.random.split(jax.random.key(seed), len(KEYS)), strict=True))
 
 
 def _open_checkpoints(mode: str, config: Mapping[str, Any], folder: Path) -> Checkpoints:

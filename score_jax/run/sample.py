@@ -5,7 +5,7 @@ import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from score_jax.langevin import Trajectory, annealed_langevin_trajectory, langevi
 from score_jax.noise import example_keys, standard_normal, standard_uniform
 from score_jax.progress import Progress
 from score_jax.run.job import Job, events, merge, merge_second, say
-from score_jax.typing import Array, Keys
+from score_jax.typing import Array, Index, Keys, OneKey
 
 SAMPLERS = {
     "annealed": annealed_langevin_trajectory,
@@ -47,21 +47,36 @@ def make_sampler(job: Job, params) -> Callable:
 
     def chains(key, params, index):
         label = [array[index % len(array)] for array in labels]
-        start_keys, chain_keys = jnp.moveaxis(jax.vmap(jax.random.split)(example_keys(key, index)), 1, 0)
-        return SAMPLERS[sampling["method"]](
-            chain_keys,
-            lambda x, level: job.apply(params, x, level, *label),
-            start(job, start_keys),
-            job.sigmas,
-            step_size=job.step_size,
-            num_steps=sampling["num_steps"],
-            denoise=sampling["denoise"],
-            num_snapshots=sampling["num_frames"],
-        )
+        return run_sampler(job, params, key, index, label, sampling["num_frames"])
 
     index = job.split(np.arange(sampling["batch_size"]))
     program = job.pmap(chains, (None, None, 0), 0).lower(job.keys["sample"], params, index).compile()
     return lambda params, index: program(job.keys["sample"], params, index)
+
+
+def run_sampler(job: Job, params, key: OneKey, index: Index, label: Sequence[Array], num_snapshots: int = 0) -> Trajectory:
+    """The config's sampler, to be compiled.
+
+    Args:
+        job: The job.
+        params: Those of the network.
+        key: That of all samples.
+        index: Numbers of the chains, int [batch].
+        label: The class of each chain, [int [batch]], or [] for a network that takes none.
+        num_snapshots: How many to keep on the way.
+    """
+    sampling = job.config["sampling"]
+    start_keys, chain_keys = jnp.moveaxis(jax.vmap(jax.random.split)(example_keys(key, index)), 1, 0)
+    return SAMPLERS[sampling["method"]](
+        chain_keys,
+        lambda x, level: job.apply(params, x, level, *label),
+        start(job, start_keys),
+        job.sigmas,
+        step_size=job.step_size,
+        num_steps=sampling["num_steps"],
+        denoise=sampling["denoise"],
+        num_snapshots=num_snapshots,
+    )
 
 
 def start(job: Job, keys: Keys) -> Array:
