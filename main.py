@@ -7,6 +7,7 @@ python main.py --workdir=runs/mine --mode=evaluate     the held-out loss at ever
 python main.py --workdir=runs/mine --mode=inpaint --mask=left             or --image=my.png --mask=mask.png
 python main.py --workdir=runs/mine --mode=interpolate  rows of samples between two samples
 python main.py --workdir=runs/mine --mode=figures      the paper's figures, and the trained network's
+python main.py --workdir=runs/mine --mode=export       the sampler as one file that samples without this package
 python main.py --config=configs/x.py --mode=schedule   noise levels and step size that the data suggest
 python main.py --mode=import --checkpoint=official.pth --workdir=runs/official
 """
@@ -29,7 +30,9 @@ from ml_collections import config_flags
 from score_jax import workdir
 from score_jax.config import completed, flatten, validate
 from score_jax.data.files import UnreadableImageError
+from score_jax.run.cache import keep_compiled
 from score_jax.run.evaluate import evaluate
+from score_jax.run.export import export
 from score_jax.run.figures import draw_figures, prepare_figures
 from score_jax.run.imports import config_for, import_official, prepare_import
 from score_jax.run.inpaint import complete, prepare_inpainting
@@ -46,6 +49,7 @@ MODES: dict[str, tuple[Callable[..., Any], Callable[[Any], bool]]] = {
     "evaluate": (functools.partial(prepare, "evaluate"), evaluate),
     "inpaint": (prepare_inpainting, complete),
     "interpolate": (prepare_interpolation, draw_interpolation),
+    "export": (functools.partial(prepare, "export"), export),
     "schedule": (prepare_schedule, print_schedule),
     "figures": (prepare_figures, draw_figures),
     "import": (prepare_import, import_official),
@@ -55,13 +59,14 @@ DEFAULT = "configs/digits.py"
 
 
 class Command(NamedTuple):
-    """What the command line asks for; of `devices`, 0 are all."""
+    """What the command line asks for; of `devices`, 0 are all; `cache` as in `keep_compiled`."""
 
     mode: str
     config: dict[str, Any]
     folder: Path
     devices: int
     options: Options
+    cache: str | None
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -101,6 +106,8 @@ def parse(arguments: Sequence[str]) -> Command:
     flags.DEFINE_enum("mode", "train", list(MODES), "What to do; train also samples.", flag_values=values)
     flags.DEFINE_integer("devices", 0, "How many devices to use; 0: all. On a CPU, its cores.", lower_bound=0, flag_values=values)
     flags.DEFINE_string("workdir", None, "Where the run is kept; runs/<name of the config> by default.", flag_values=values)
+    meaning = "Where compiled programs are kept for the next run; empty: nowhere. By default the user's cache folder."
+    flags.DEFINE_string("cache", None, meaning, flag_values=values)
     _define_options(values)
     flags.DEFINE_bool("help", False, "Shows this.", short_name="h", flag_values=values)
     try:
@@ -119,14 +126,14 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ValueError(f"{unparsed[0]!r} is not a flag: write --name=value (python main.py --help lists the flags)")
     if values.help:
         print(__doc__)
-        print("\n".join(f"  --{name}: {values[name].help}" for name in ("mode", "workdir", "devices", *Options._fields)))
+        print("\n".join(f"  --{name}: {values[name].help}" for name in ("mode", "workdir", "devices", "cache", *Options._fields)))
         print("  --config: a file, such as configs/digits.py; its settings and their values here:")
         print("\n".join(f"    --config.{name}={value}" for name, value in settings.items()))
         sys.exit(0)
     config = values.config.to_dict()
     validate(config)
     options = Options(**{name: values[name].value for name in Options._fields})
-    return Command(values.mode, config, folder, values.devices, options)
+    return Command(values.mode, config, folder, values.devices, options, values.cache)
 
 
 def _define_options(values: flags.FlagValues) -> None:
@@ -214,6 +221,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"main.py: {_sentence(error) if isinstance(error, ValueError) else error}", file=sys.stderr)
         return 2
+    keep_compiled(command.cache)
     try:
         finished = run_mode(job)
     except FloatingPointError as error:

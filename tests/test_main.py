@@ -14,6 +14,7 @@ import pytest
 from test_run import final_state, samples, small
 
 import main
+from score_jax.run import cache
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +58,7 @@ BAD_INPUT = {
     "unknown section": (["--config.optimizer.beta1=0.1"], "--config.optimizer.beta1 is not a setting of this config"),
     "unknown mode": (
         ["--mode=tran"],
-        "flag --mode=tran: value should be one of <train|sample|evaluate|inpaint|interpolate|schedule|figures|import>",
+        "flag --mode=tran: value should be one of <train|sample|evaluate|inpaint|interpolate|export|schedule|figures|import>",
     ),
     "unknown flag": (["--wrkdir=x"], "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     "no workdir": (["--workdir="], "--workdir and --config must not be empty"),
@@ -234,7 +235,7 @@ def test_help_lists_flags_and_settings(capsys):
         main.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for words in ("--mode", "--workdir", "--devices", "--config.optim.learning_rate=0.002"):
+    for words in ("--mode", "--workdir", "--devices", "--cache", "--config.optim.learning_rate=0.002"):
         assert words in shown
 
 
@@ -250,6 +251,62 @@ def test_cores_that_share_the_work(cores, batch_sizes, chosen, monkeypatch):
     config = {"training": {"batch_size": batch_sizes[0]}, "sampling": {"batch_size": batch_sizes[1]}}
     main.choose_devices(config, 0)
     assert asked == {"jax_num_cpu_devices": chosen}
+
+
+def test_compiled_programs_are_kept_for_the_next_run(trained, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    folder = tmp_path / "user" / "score_jax"
+
+    def evaluate():
+        command = [sys.executable, "main.py", f"--workdir={trained}", "--mode=evaluate"]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**environment, "XDG_CACHE_HOME": str(folder.parent)}, check=True, capture_output=True, text=True
+        )
+        assert done.stderr.count("\n") <= 1, done.stderr  # how far it is
+        (trained / "evaluation.json").unlink()
+        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    first = evaluate()
+    assert any(name.endswith("-cache") for name in first)
+    assert evaluate() == first
+
+
+def test_where_compiled_programs_are_kept(tmp_path, monkeypatch, capsys):
+    asked = {}
+    monkeypatch.setattr(jax.config, "update", asked.__setitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def kept(folder):
+        asked.clear()
+        cache.keep_compiled(folder)
+        return asked.get("jax_compilation_cache_dir", "as it was")
+
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "jax"))
+    assert kept(None) == "as it was"
+    assert kept(str(tmp_path / "flag")) == str(tmp_path / "flag")
+    assert kept("") is None
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    assert kept(None) is None
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    assert not (tmp_path / "score_jax").exists()
+    assert kept(None) == str(tmp_path / "score_jax")
+    assert asked["jax_persistent_cache_min_compile_time_secs"] == 0
+    assert capsys.readouterr().err == ""
+    assert kept("/proc/cache") is None
+    shown = capsys.readouterr().err
+    assert shown.startswith("main.py: compiled programs are not kept, --cache=/proc/cache cannot be written (")
+    assert shown.count("\n") == 1
+
+
+def test_the_oldest_compiled_programs_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setattr(cache, "LARGEST", 250)
+    for age, name in enumerate(("new", "newer", "old", "older")):
+        (tmp_path / f"{name}-cache").write_bytes(b"x" * 100)
+        os.utime(tmp_path / f"{name}-cache", (1e9 - age, 1e9 - age))
+    (tmp_path / "not ours").write_bytes(b"x" * 1000)
+    cache.keep_compiled(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"new-cache", "newer-cache", "not ours"}
 
 
 def test_kill_in_the_middle_of_training_loses_nothing(tmp_path):

@@ -1,0 +1,134 @@
+"""The exported sampler, loaded where the code that made it is not."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from test_main import command  # noqa: F401 (a fixture)
+from test_repository import readme_blocks
+from test_run import finished, job, quick, samples  # noqa: F401 (a fixture)
+
+from score_jax.exported import load_sampler
+from score_jax.run.export import export
+from score_jax.run.job import prepare
+from score_jax.run.train import train
+
+# Nothing but JAX, NumPy and the file itself.
+ELSEWHERE = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("score_jax", "flax", "optax", "orbax", "ml_collections"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refusing())
+file, seed, number, out = sys.argv[1:]
+sys.path.insert(0, file)
+import numpy as np
+from exported import load_sampler
+np.save(out, load_sampler(file)(int(seed), int(number)))
+"""
+
+
+def elsewhere(folder, seed, number, tmp_path):
+    """What a process draws that can load nothing of this package."""
+    arguments = [str(folder / "sampler.zip"), str(seed), str(number), str(tmp_path / "images.npy")]
+    subprocess.run([sys.executable, "-c", ELSEWHERE, *arguments], cwd=tmp_path, check=True)
+    return np.load(tmp_path / "images.npy", allow_pickle=False)
+
+
+@pytest.fixture(scope="module")
+def exported(finished):  # noqa: F811
+    assert export(job(finished, mode="export"))
+    return finished
+
+
+def test_it_draws_the_samples_of_the_run_without_its_code(exported, tmp_path):
+    found, expected = elsewhere(exported, 0, 24, tmp_path), samples(exported)["samples"]
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not [path for path in exported.iterdir() if path.name.startswith(".")]
+
+
+def test_each_image_is_a_function_of_seed_number_and_class(exported):
+    sampler = load_sampler(exported / "sampler.zip")
+    expected, labels = (samples(exported)[name] for name in ("samples", "labels"))
+    np.testing.assert_array_equal(sampler.classes(0, 24)[0], labels)
+    assert sampler.classes(0, 3000)[0][1500] == labels[0]
+    np.testing.assert_allclose(sampler(0, 3), expected[:3], atol=1e-5)
+    np.testing.assert_allclose(sampler(0, 3, labels[:3]), expected[:3], atol=1e-5)
+    assert np.abs(sampler(1, 3) - expected[:3]).reshape(3, -1).max(1).min() > 0.01
+    assert sampler.facts["step"] == 60
+    assert (sampler.facts["any_batch"], sampler.facts["event"]) == (True, [8, 8, 1])
+    for arguments, sentence in (
+        ((-1, 3), r"seed=-1 must be in \[0, 2\*\*32\)"),
+        ((0, 0), "number=0 must be at least 1"),
+        ((0, 3, 11), "must be one or 3 whole numbers, classes from 0 to 9 or 10, any: got 11"),
+        ((0, 3, [1, 2]), r"must be one or 3 whole numbers, .* got \[1 2\]"),
+        ((0, 3, np.full(3, 1.5)), r"got \[1.5 1.5 1.5\]"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            sampler(*arguments)
+
+
+def test_the_program_alone_is_enough(exported):
+    """As the README describes the file: jax.export and the arrays beside it."""
+    sampler = load_sampler(exported / "sampler.zip")
+    label = samples(exported)["labels"][[5]]
+    image = sampler.program(sampler.parameters, np.uint32(0), np.array([5], np.int32), label)
+    np.testing.assert_allclose(image[0], samples(exported)["samples"][5], atol=1e-5)
+
+
+def test_the_lines_of_the_readme(exported, tmp_path, monkeypatch):
+    (block,) = [block for block in readme_blocks("python") if "sampler.zip" in block]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(exported)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(block, scope)
+    np.testing.assert_allclose(scope["images"][:24], samples(exported)["samples"], atol=1e-5)
+    assert scope["threes"].shape == (10, 8, 8, 1)
+
+
+@pytest.mark.parametrize("settings", [{"data__logit": True, "sampling__start": "uniform"}, {"sampling__method": "consistent"}])
+def test_whatever_the_config_says(settings, tmp_path):
+    """Other samplers and spaces; and a network that is written for a batch of known size."""
+    train(quick(tmp_path / "run", sampling__num_frames=0, **settings))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    export(prepare("export", config, tmp_path / "run", jax.devices()))
+    found = load_sampler(tmp_path / "run" / "sampler.zip")(0, 24)
+    np.testing.assert_allclose(found, samples(tmp_path / "run")["samples"], atol=1e-5)
+    with pytest.raises(ValueError, match="this network takes no labels"):
+        load_sampler(tmp_path / "run" / "sampler.zip")(0, 24, 3)
+
+
+def test_a_chain_that_is_not_finite_is_named(exported):
+    sampler = load_sampler(exported / "sampler.zip")
+    sampler.parameters.update({name: leaf * np.nan for name, leaf in sampler.parameters.items()})
+    with pytest.raises(FloatingPointError, match=r"chain 0 is not finite: lower config.sampling.step_size"):
+        sampler(0, 3)
+
+
+def test_a_damaged_or_missing_file_is_named(exported, tmp_path):
+    content = (exported / "sampler.zip").read_bytes()
+    path = tmp_path / "sampler.zip"
+    with pytest.raises(FileNotFoundError, match=r"sampler.zip is not a file: write it with main.py .* --mode=export"):
+        load_sampler(path)
+    flipped = bytes(byte ^ 255 if i == len(content) // 2 else byte for i, byte in enumerate(content))
+    for damaged in (content[: len(content) // 2], flipped, b"", (exported / "samples.npz").read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"sampler.zip cannot be read as an exported sampler .*export it, once more"):
+            load_sampler(path)
+
+
+def test_the_command(finished, command, tmp_path):  # noqa: F811
+    code, shown = command(f"--workdir={tmp_path / 'none'}", "--mode=export")
+    assert (code, shown.count("\n")) == (2, 1)
+    assert "holds no checkpoint to export from: train first" in shown
+    assert command(f"--workdir={finished}", "--mode=export", "--config.sampling.denoise=False") == (0, "")
+    assert np.abs(load_sampler(finished / "sampler.zip")(0, 16) - samples(finished)["samples"][:16]).max() > 1e-4
