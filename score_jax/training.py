@@ -5,7 +5,7 @@
 Knows nothing of Flax, configs, files or how it is compiled: `jax.jit` and `jax.pmap` are the caller's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from score_jax.noise import example_keys, uniform_levels
-from score_jax.typing import Array, Float, Int, LossFn, Params, Sigmas
+from score_jax.typing import Array, Float, Int, LossFn, OneKey, Params, Sigmas
 
 
 class TrainState(NamedTuple):
@@ -59,6 +59,38 @@ class Trainer(NamedTuple):
     init: Callable[[Params], TrainState]
     step: Callable[..., tuple[TrainState, Metrics]]
     loss: Callable[..., tuple[Array, Array]]
+
+
+def take_steps(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    key: OneKey,
+    state: TrainState,
+    batches: Sequence[Array],
+    number: Int[Array, ""],
+) -> tuple[TrainState, Metrics]:
+    """Several steps as one program, whatever their number: one call, and what they need of memory taken from the system once.
+
+    Args:
+        step: As of a Trainer.
+        key: The key of the run.
+        state: From which to start.
+        batches: What each step takes after its state, arrays [most steps, ...].
+        number: How many steps to take, at most as many as there are batches.
+    Returns:
+        The state afterwards, and the metrics of each step, [most steps]; those of steps not taken are 0.
+    """
+
+    def batch_of(i):
+        return [jax.lax.dynamic_index_in_dim(array, i, keepdims=False) for array in batches]
+
+    def one(i, carry):
+        state, metrics = carry
+        state, new = step(key, state, *batch_of(i))
+        return state, jax.tree.map(lambda every, own: every.at[i].set(own), metrics, new)
+
+    shape = jax.eval_shape(step, key, state, *batch_of(0))[1]
+    metrics = jax.tree.map(lambda leaf: jnp.zeros((len(batches[0]), *leaf.shape), leaf.dtype), shape)
+    return jax.lax.fori_loop(0, number, one, (state, metrics))
 
 
 def make_trainer(

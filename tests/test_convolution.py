@@ -57,7 +57,7 @@ def test_is_the_convolution_and_its_gradients_are(shape, dilation):
 @pytest.mark.parametrize(("shape", "dilation"), [((1, 6, 6, 32, 32), 1), ((1, 6, 4, 3, 2), 2)])
 def test_is_bilinear_through_every_derivative(shape, dilation):
     """Of L = sum conv(x, k)^2 / 2, along d in both: L'' = |conv(d, k) + conv(x, d)|^2 + 2 <conv(x, k), conv(d, d)>."""
-    x, kernel, g = drawn(*shape)
+    x, kernel, _ = drawn(*shape)
     dx, dk = np.roll(x, 1, axis=1), kernel[::-1]
     loss = lambda x, kernel: 0.5 * jnp.sum(convolve(x, kernel, dilation) ** 2)  # noqa: E731
     first, second = jax.jit(lambda: jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (dx, dk)))()

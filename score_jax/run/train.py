@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from score_jax import images, workdir
@@ -18,7 +17,7 @@ from score_jax.progress import Progress
 from score_jax.run.build import init_params
 from score_jax.run.job import Feed, Job, events, merge, say
 from score_jax.run.sample import draw_samples, make_sampler, samples_are_those_of
-from score_jax.training import Metrics
+from score_jax.training import Metrics, take_steps
 
 
 def train(job: Job) -> bool:
@@ -194,23 +193,14 @@ def _initial_state(job: Job):
 
 
 def _compiled_step(job: Job, feed: Feed, state) -> Callable:
-    """(key, state, constants, args [devices, steps per call, ...], number of steps) -> (state, metrics of each step).
-
-    Several steps are one program: what it needs of memory is then taken from the system once, and small steps are not outweighed by
-    the calls.
-    """
+    """(key, state, constants, args [devices, steps per call, ...], number of steps) -> (state, metrics of each step)."""
     steps_per_call = job.config["training"]["steps_per_call"]
 
     def steps(key, state, held, args, number):
-        def one(i, carry):
-            state, metrics = carry
-            batch = [jax.lax.dynamic_index_in_dim(array, i, keepdims=False) for array in args]
-            state, new = job.trainer.step(key, state, *feed.take(held, batch))
-            return state, jax.tree.map(lambda all_, own: all_.at[i].set(own), metrics, new)
+        def step(key, state, *batch):
+            return job.trainer.step(key, state, *feed.take(held, batch))
 
-        shape = jax.eval_shape(job.trainer.step, key, state, *feed.take(held, [array[0] for array in args]))[1]
-        metrics = jax.tree.map(lambda leaf: jnp.zeros((steps_per_call, *leaf.shape), leaf.dtype), shape)
-        return jax.lax.fori_loop(0, number, one, (state, metrics))
+        return take_steps(step, key, state, args, number)
 
     program = job.pmap(steps, (None, None, None, 0, None), None, donate=(1,))
     args = feed.args(np.zeros(job.config["training"]["batch_size"], np.int32))
