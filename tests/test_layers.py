@@ -3,7 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, flat_uniform, mean_pool_2x2, mean_pool_5x5, resize_aligned
+from score_jax.models.layers import (
+    ConditionalInstanceNormPlus,
+    Conv,
+    compute_dtype,
+    elu,
+    flat_uniform,
+    max_pool_5x5,
+    mean_pool_2x2,
+    mean_pool_5x5,
+    resize_aligned,
+)
 
 
 def test_conv_with_a_centered_kernel_is_the_identity():
@@ -55,3 +65,50 @@ def test_flat_uniform_equals_a_shaped_draw():
     np.testing.assert_array_equal(
         flat_uniform(0.5)(key, (3, 3, 2, 4)), jax.random.uniform(key, (3, 3, 2, 4), minval=-0.5, maxval=0.5)
     )
+
+
+def test_derivatives_of_the_norm_are_those_of_its_definition():
+    """First and second ones: the sliced objective needs both."""
+    h, v = 2 + jax.random.normal(jax.random.key(2), (2, 2, 4, 4, 5))
+    embedding = 1 + 0.3 * jax.random.normal(jax.random.key(3), (1, 15))
+
+    def defined(h):
+        gamma, alpha, beta = jnp.split(embedding[:, None, None], 3, axis=-1)
+        mu = h.mean((1, 2), keepdims=True)
+        variance = ((h - mu) ** 2).mean((1, 2), keepdims=True)
+        of_means = ((mu - mu.mean(-1, keepdims=True)) ** 2).sum(-1, keepdims=True) / 4
+        normalized = (h - mu) / jnp.sqrt(variance + 1e-5) + alpha * (mu - mu.mean(-1, keepdims=True)) / jnp.sqrt(of_means + 1e-5)
+        return gamma * normalized + beta
+
+    def ours(h):
+        return ConditionalInstanceNormPlus(num_levels=1).apply({"params": {"embedding": embedding}}, h, jnp.zeros(2, int))
+
+    def derivatives(norm):
+        gradient = jax.grad(lambda h: jnp.sum(norm(h) ** 3))
+        return [norm(h), *jax.jvp(gradient, (h,), (v,)), jax.grad(lambda h: jnp.sum(jax.jvp(norm, (h,), (v,))[1] ** 2))(h)]
+
+    for found, expected in zip(derivatives(ours), derivatives(defined), strict=True):
+        assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_the_maximum_of_5x5_is_that_of_every_square_and_its_gradient_goes_there():
+    h = jax.random.normal(jax.random.key(4), (2, 7, 6, 3))
+    padded = np.pad(h, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-np.inf)
+    squares = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
+    np.testing.assert_array_equal(max_pool_5x5(h), squares.max((-2, -1)))
+    gradient = jax.grad(lambda h: max_pool_5x5(h).sum())(h)
+    for value, times in zip(*np.unique(squares.max((-2, -1)), return_counts=True), strict=True):
+        assert gradient[h == value] == times
+
+
+def test_elu():
+    x = jnp.linspace(-20, 20, 4001)
+    np.testing.assert_allclose(elu(x), np.where(x > 0, x, np.expm1(np.minimum(np.float64(x), 0))), atol=1.5e-7)
+    np.testing.assert_allclose(jax.vmap(jax.grad(elu))(x), np.where(x > 0, 1, np.exp(np.minimum(x, 0))), rtol=1e-5)
+    assert jax.grad(elu)(1000.0) == 1
+
+
+def test_only_two_precisions_are_offered():
+    assert compute_dtype("bfloat16") == jnp.bfloat16
+    with pytest.raises(ValueError, match="dtype='float16' is not a precision"):
+        compute_dtype("float16")

@@ -159,3 +159,24 @@ def test_no_gradient_reaches_the_sigmas_of_ncsnv2():
     assert np.abs(grads["begin_conv"]["kernel"]).max() > 0
     updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(g["params"]))
     np.testing.assert_array_equal(updates["sigmas"], 0)
+
+
+@pytest.mark.parametrize("name", ["ncsn_mnist_ngf8", "ncsnv2_cifar_ngf8"])
+def test_bfloat16_computes_nearly_the_same_score_from_the_same_parameters(name):
+    g = official(name)
+    model = g["model"].clone(dtype="bfloat16")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), g["x"], g["labels"])["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
+    score = jax.jit(model.apply)({"params": g["params"]}, g["x"], g["labels"])
+    assert score.dtype == jnp.float32
+    assert 1e-4 < relative(score, g["score"]) < 5e-2  # 8 bits of mantissa, through some twenty layers
+
+
+def test_rematerialisation_changes_no_gradient():
+    g = official("ncsn_mnist_ngf8")
+
+    def gradient(model):
+        return jax.jit(jax.grad(lambda params: jnp.sum(model.apply({"params": params}, g["x"], g["labels"]) ** 2)))(g["params"])
+
+    plain, again = (gradient(g["model"].clone(remat=remat)) for remat in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()), plain, again)

@@ -8,7 +8,7 @@ import pytest
 
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import example_keys, geometric_sigmas, stratified_levels, uniform_levels
-from score_jax.training import make_trainer
+from score_jax.training import make_trainer, take_steps
 
 SIGMAS = geometric_sigmas(1.0, 0.1, 4)
 KEY = jax.random.key(5)
@@ -108,3 +108,18 @@ def test_state_starts_with_copies():
     state = make_trainer(linear, annealed_dsm, optax.adam(1e-2), SIGMAS).init(params)
     assert state.ema_params["slope"] is not state.params["slope"]
     np.testing.assert_array_equal(state.ema_params["slope"], params["slope"])
+
+
+def test_several_steps_in_one_program_are_the_steps_one_by_one():
+    trainer = make_trainer(linear, annealed_dsm, optax.adam(1e-2), SIGMAS)
+    batches = jnp.stack([data(8, seed) for seed in range(4)])
+    expected, state = [], trainer.init(linear_params())
+    for x in batches[:3]:
+        state, metrics = jax.jit(trainer.step)(KEY, state, x)
+        expected.append(metrics)
+    together, metrics = jax.jit(functools.partial(take_steps, trainer.step))(KEY, trainer.init(linear_params()), [batches], 3)
+    assert int(together.step) == 3
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), together, state)
+    for i, each in enumerate(expected):
+        np.testing.assert_allclose(metrics.loss[i], each.loss, rtol=1e-6)
+    assert metrics.loss[3] == 0
