@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "cifar10": Case("ncsn", (32, 32, 3), 16, {"width": 64}),
+    "cifar10": Case("ncsn", (32, 32, 3), 16, {"width": 64}, chain=50, steps=10),
     "mnist": Case("ncsn", (28, 28, 1), 64, {"width": 16}, steps=10),
     "digits": Case("unet", (8, 8, 1), 128, {"width": 24, "data_mean": 0.3, "data_std": 0.35}, (1.0, 0.03, 32), 320, 50),
     "toy": Case("mlp", (2,), 128, {}, (20.0, 0.1, 20), 2000, 500),

@@ -12,6 +12,7 @@ Reference: Lavin & Gray (2016), "Fast algorithms for convolutional neural networ
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -112,12 +113,16 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
 
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
+    # With fewer than 128 features the products are too small to gain by it.
     if size != 3 or min(x.shape[-1], g.shape[-1]) < 128 or x.dtype != jnp.float32:
         return _filter_gradient_directly(x, g, dilation=dilation, size=size)
     squares = _Squares(*x.shape[:3], dilation)
     v = squares.take(squares.padded(x), _INPUT)
     w = squares.take(squares.padded(g), _OUTPUT)
-    m = jax.lax.dot_general(v, w, (((1,), (1,)), ((0,), (0,))))
+    # Products of a few long columns are slow; a part of the batch at a time they are not.
+    parts = math.gcd(x.shape[0], 8)
+    v, w = (array.reshape(16, parts, -1, array.shape[-1]) for array in (v, w))
+    m = jax.lax.dot_general(v, w, (((2,), (2,)), ((0, 1), (0, 1)))).sum(axis=1)
     return _along_two(_G.T, m.reshape(4, 4, *m.shape[1:]))
 
 
