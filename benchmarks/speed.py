@@ -52,8 +52,8 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "cifar10": Case("ncsn", (32, 32, 3), 16, {"width": 64}, chain=50, steps=10),
-    "mnist": Case("ncsn", (28, 28, 1), 64, {"width": 16}, steps=10),
+    "cifar10": Case("ncsn", (32, 32, 3), 16, {"width": 64}, chain=20, steps=10),
+    "mnist": Case("ncsn", (28, 28, 1), 64, {"width": 16}, chain=50, steps=10),
     "digits": Case("unet", (8, 8, 1), 128, {"width": 24, "data_mean": 0.3, "data_std": 0.35}, (1.0, 0.03, 32), 320, 50),
     "toy": Case("mlp", (2,), 128, {}, (20.0, 0.1, 20), 2000, 500),
     "cifar10_gpu": Case("ncsn", (32, 32, 3), 128, {"width": 128}, chain=50, steps=10),
@@ -96,18 +96,21 @@ def build(case: Case, devices, dtype: str = "float32", chain: int | None = None)
     replicate = pmap(lambda tree, _: tree, in_axes=(None, 0), out_axes=None)
     here = replicate(params, np.arange(len(devices)))
     apply = lambda params, x, level, *label: model.apply({"params": params}, x, level, *label)  # noqa: E731
-    num_steps = max(1, (chain or case.chain) // len(own))
+    # As a chain is long in earnest: many steps at each of the levels that it gets to.
+    visited = max(1, min(len(own), (chain or case.chain) // 10))
+    num_steps = (chain or case.chain) // visited
     alpha = 1e-2 * own[-1] ** 2
 
     def chains(params, index, *label):
         keys = example_keys(jax.random.key(2), index)
         score_fn = lambda x, level: apply(params, x, level, *label)  # noqa: E731
-        return annealed_langevin(keys, score_fn, standard_uniform(keys, case.event), sigmas, step_size=alpha, num_steps=num_steps)
+        start = standard_uniform(keys, case.event)
+        return annealed_langevin(keys, score_fn, start, sigmas[:visited], step_size=alpha, num_steps=num_steps)
 
     def bare(params, index, *label):
         x = standard_uniform(example_keys(jax.random.key(2), index), case.event)
         level = jnp.full(len(x), len(own) - 1)
-        return jax.lax.scan(lambda x, _: (1e-4 * apply(params, x, level, *label), None), x, length=num_steps * len(own))[0]
+        return jax.lax.scan(lambda x, _: (1e-4 * apply(params, x, level, *label), None), x, length=num_steps * visited)[0]
 
     trainer = make_trainer(apply, annealed_dsm, optax.adam(1e-3), sigmas, axis_name=AXIS)
     train = pmap(
@@ -133,7 +136,7 @@ def build(case: Case, devices, dtype: str = "float32", chain: int | None = None)
     begun = time.perf_counter()
     jax.block_until_ready(programs["sample"](*arguments))
     facts["first_samples_s"] = facts["compile_sample_s"] + time.perf_counter() - begun
-    facts["chain"] = num_steps * len(own)
+    facts["chain"], facts["visited"] = num_steps * visited, visited
 
     def step():
         state[0], metrics = programs["train"](jax.random.key(3), state[0], batches, np.int32(case.steps))
@@ -143,7 +146,7 @@ def build(case: Case, devices, dtype: str = "float32", chain: int | None = None)
     return subject, lambda: jax.block_until_ready(programs["bare"](*arguments)), model, params, (x, level, *label), alpha
 
 
-def build_torch(case: Case, params, inputs, alpha: float, chain: int, device: str, mode: str):
+def build_torch(case: Case, params, inputs, alpha: float, facts: dict[str, Any], device: str, mode: str):
     """The counterpart in PyTorch; `mode` is eager or compiled, with _bf16 for autocast."""
     import pytorch
     import torch
@@ -176,10 +179,10 @@ def build_torch(case: Case, params, inputs, alpha: float, chain: int, device: st
     @torch.no_grad()
     def sample():
         y = torch.rand_like(x)
-        for i, sigma in enumerate(own):
-            step = alpha * (sigma / own[-1]) ** 2
+        for i, sigma in enumerate(own[: facts["visited"]]):
+            step = alpha * (sigma / own[facts["visited"] - 1]) ** 2
             index = torch.full_like(level, i)
-            for _ in range(chain // len(own)):
+            for _ in range(facts["chain"] // facts["visited"]):
                 with autocast():
                     score = run(y, index, *label)
                 y = y + step * score.float() + (2 * step) ** 0.5 * torch.randn_like(y)
@@ -257,7 +260,7 @@ def compare(name: str, rounds: int, compiled: bool, dtype: str, devices) -> dict
     chain, suffix = ours.facts["chain"], "_bf16" if dtype == "bfloat16" else ""
     subjects, scores = {"score_jax": ours}, {}
     for mode in ("eager", *(("compiled",) if compiled else ())):
-        theirs, score, net = build_torch(case, params, inputs, alpha, chain, device, mode + suffix)
+        theirs, score, net = build_torch(case, params, inputs, alpha, ours.facts, device, mode + suffix)
         subjects[f"PyTorch {mode}"], scores[mode] = theirs, score
     plain = model if dtype == "float32" else model.clone(dtype="float32")
     score = np.asarray(jax.jit(plain.apply)({"params": params}, *inputs))
