@@ -145,9 +145,8 @@ class _Squares:
         """Transforms the square around every square: [16, squares, features]."""
         features = padded.shape[-1]
         x = self._along(1, padded, transform, self.shape[1]).swapaxes(0, 1)  # [4, batch, rows, d, padded width, features]
-        x = self._along(
-            4, jax.lax.optimization_barrier(x), transform, self.shape[3]
-        )  # [4, batch, rows, d, 4, columns, d, features]
+        x = jax.lax.optimization_barrier(x)
+        x = self._along(4, x, transform, self.shape[3])  # [4, batch, rows, d, 4, columns, d, features]
         return jnp.moveaxis(x, 4, 1).reshape(16, -1, features)
 
     def _along(self, axis, x, transform, number):
@@ -193,6 +192,19 @@ _filter_gradient = _primitive(
     _filter_gradient_directly,
     _filter_gradient_on_cpu,
 )
+
+
+def _batched_convolution(args, axes, **settings):
+    """More images for one kernel are a larger batch; only kernels of their own are left to XLA."""
+    (x, kernel), (axis, of_kernel) = args, axes
+    if of_kernel is not None:
+        return jax.vmap(functools.partial(_convolve_directly, **settings), axes)(*args), 0
+    x = jnp.moveaxis(x, axis, 0)
+    y = _convolution.bind(x.reshape(-1, *x.shape[2:]), kernel, **settings)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+batching.primitive_batchers[_convolution] = _batched_convolution
 
 
 def _gradient_of_kernel(g, x, kernel, *, dilation, transposed):
