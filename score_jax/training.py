@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from score_jax.noise import example_keys, uniform_levels
 from score_jax.typing import Array, Float, Int, LossFn, OneKey, Params, Sigmas
@@ -122,7 +123,10 @@ def make_trainer(
     """
 
     def mean_over_devices(tree):
-        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+        if axis_name is None:
+            return tree
+        flat, unflatten = ravel_pytree(tree)  # one message between devices, not one for each leaf
+        return unflatten(jax.lax.pmean(flat, axis_name))
 
     def local_loss(key, params, x, *label):
         position, devices = (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.psum(1, axis_name))
