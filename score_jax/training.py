@@ -125,8 +125,13 @@ def make_trainer(
     def mean_over_devices(tree):
         if axis_name is None:
             return tree
-        flat, unflatten = ravel_pytree(tree)  # one message between devices, not one for each leaf
-        return unflatten(jax.lax.pmean(flat, axis_name))
+        # Small leaves in one message between devices, not one each; a large one costs more to lay beside the others.
+        leaves, treedef = jax.tree.flatten(tree)
+        alone = [leaf.size > 2**15 for leaf in leaves]
+        flat, unflatten = ravel_pytree([leaf for leaf, large in zip(leaves, alone, strict=True) if not large])
+        flat, large = jax.lax.pmean((flat, [leaf for leaf, large in zip(leaves, alone, strict=True) if large]), axis_name)
+        parts = iter(unflatten(flat)), iter(large)
+        return treedef.unflatten(next(parts[large]) for large in alone)
 
     def local_loss(key, params, x, *label):
         position, devices = (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.psum(1, axis_name))

@@ -113,11 +113,12 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
 
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
-    # With fewer than 128 features the products are too small to gain by it.
-    if size != 3 or min(x.shape[-1], g.shape[-1]) < 128 or x.dtype != jnp.float32:
+    # With fewer than 64 features the products are too small to gain by it.
+    if size != 3 or min(x.shape[-1], g.shape[-1]) < 64 or x.dtype != jnp.float32:
         return _filter_gradient_directly(x, g, dilation=dilation, size=size)
     squares = _Squares(*x.shape[:3], dilation)
-    v = squares.take(squares.padded(x), _INPUT)
+    # In the other order than for the convolution of x: XLA would keep what they share, four times x, from there to here.
+    v = squares.take(squares.padded(x), _INPUT, rows_first=False)
     w = squares.take(squares.padded(g), _OUTPUT)
     # Products of a few long columns are slow; a part of the batch at a time they are not.
     parts = math.gcd(x.shape[0], 8)
@@ -141,13 +142,15 @@ class _Squares:
         # What x is shall be computed once, not once for every use.
         return jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
-    def take(self, padded: Array, transform) -> Array:
+    def take(self, padded: Array, transform, *, rows_first: bool = True) -> Array:
         """Transforms the square around every square: [16, squares, features]."""
-        features = padded.shape[-1]
-        x = self._along(1, padded, transform, self.shape[1]).swapaxes(0, 1)  # [4, batch, rows, d, padded width, features]
-        x = jax.lax.optimization_barrier(x)
-        x = self._along(4, x, transform, self.shape[3])  # [4, batch, rows, d, 4, columns, d, features]
-        return jnp.moveaxis(x, 4, 1).reshape(16, -1, features)
+        if rows_first:
+            x = jax.lax.optimization_barrier(self._along(1, padded, transform, self.shape[1]))
+            x = self._along(4, x, transform, self.shape[3])
+        else:
+            x = jax.lax.optimization_barrier(self._along(2, padded, transform, self.shape[3]))
+            x = self._along(1, x, transform, self.shape[1])
+        return x.transpose(1, 4, 0, 2, 3, 5, 6, 7).reshape(16, -1, padded.shape[-1])
 
     def _along(self, axis, x, transform, number):
         start = 2 * self.dilation * np.arange(number)[:, None] + np.arange(self.dilation)
