@@ -25,15 +25,16 @@ def drawn(batch, height, width, features, out, size=3):
     return np.float32(x), np.float32(rng.normal(size=(size, size, features, out))), np.float32(g)
 
 
-# Few features are convolved directly, 32 and more by squares; odd sizes and those that the dilation does not divide are padded.
+# Few features are convolved directly, 32 and more by squares, as is the kernel's gradient of 64 and more. Odd sizes
+# and those that the dilation does not divide are padded.
 CASES = [
     ((2, 8, 6, 3, 5), 1),
     ((2, 8, 8, 32, 40), 1),
     ((1, 7, 5, 33, 32), 1),
     ((2, 8, 8, 32, 32), 2),
     ((1, 14, 10, 32, 32), 4),
-    ((2, 6, 6, 128, 130), 1),
-    ((1, 9, 6, 128, 128), 2),
+    ((2, 6, 6, 64, 66), 1),
+    ((3, 9, 6, 64, 64), 2),
     ((2, 4, 4, 40, 32, 1), 1),
     ((1, 6, 6, 34, 32, 5), 1),
 ]

@@ -19,16 +19,17 @@ def linear(params, x, level):
     return params["offset"][level] - params["slope"][level][:, None] * x
 
 
-def linear_params():
-    return {"slope": jnp.ones(4), "offset": jnp.zeros((4, 3))}
+def linear_params(size=3):
+    return {"slope": jnp.ones(4), "offset": jnp.zeros((4, size))}
 
 
-def data(batch, seed=0):
-    return 0.5 + 0.8 * jax.random.normal(jax.random.key(seed), (batch, 3))
+def data(batch, seed=0, size=3):
+    return 0.5 + 0.8 * jax.random.normal(jax.random.key(seed), (batch, size))
 
 
-@pytest.mark.parametrize("draw_levels", [uniform_levels, stratified_levels])
-def test_two_devices_take_the_same_step_as_one(draw_levels):
+# Of 9000 dimensions, one array of the gradient is large enough to go from device to device by itself.
+@pytest.mark.parametrize(("draw_levels", "size"), [(uniform_levels, 3), (stratified_levels, 3), (uniform_levels, 9000)])
+def test_two_devices_take_the_same_step_as_one(draw_levels, size):
     make = functools.partial(
         make_trainer,
         linear,
@@ -36,16 +37,16 @@ def test_two_devices_take_the_same_step_as_one(draw_levels):
         optax.adam(1e-2),
         SIGMAS,
         draw_levels=draw_levels,
-        prepare=lambda keys, x: x + jax.vmap(lambda k: jax.random.uniform(k, (3,)))(keys),
+        prepare=lambda keys, x: x + jax.vmap(lambda k: jax.random.uniform(k, (size,)))(keys),
     )
     one, two = make(), make(axis_name="devices")
-    x = data(8)
-    alone, metrics_alone = jax.jit(one.step)(KEY, one.init(linear_params()), x)
+    x, params = data(8, size=size), linear_params(size)
+    alone, metrics_alone = jax.jit(one.step)(KEY, one.init(params), x)
     step = jax.pmap(two.step, "devices", in_axes=(None, None, 0), out_axes=None)
-    shared, metrics_shared = step(KEY, two.init(linear_params()), x.reshape(2, 4, 3))
+    shared, metrics_shared = step(KEY, two.init(params), x.reshape(2, 4, size))
     for a, b in zip(jax.tree.leaves((alone, metrics_alone)), jax.tree.leaves((shared, metrics_shared)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert not np.array_equal(alone.params["offset"], linear_params()["offset"])
+    assert not np.array_equal(alone.params["offset"], params["offset"])
 
 
 def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws():
