@@ -361,11 +361,7 @@ def main():
         about |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
         about["matmul_gflops"] = matmul_rate("cuda" if devices[0].platform == "gpu" else "cpu") / 1e9
         print(about)
-        results = []
-        for name in settings.cases.split(","):
-            # A perceptron's step is shorter than what it costs two devices to agree.
-            for used in (devices, devices[:1]) if CASES[name].network == "mlp" and len(devices) > 1 else (devices,):
-                results.append(compare(name, settings.rounds, settings.compile, settings.dtype, used))
+        results = [compare(name, settings.rounds, settings.compile, settings.dtype, devices) for name in settings.cases.split(",")]
     about["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"\npeak memory of this process: {about['peak_memory_mb']:.0f} MB")
     if settings.json:
