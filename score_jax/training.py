@@ -133,6 +133,12 @@ def make_trainer(
         parts = iter(unflatten(flat)), iter(large)
         return treedef.unflatten(next(parts[large]) for large in alone)
 
+    def over_devices(value, grads, nonfinite_level):
+        # The highest level travels as one of many marks, so that it needs no message of its own.
+        levels = jnp.arange(len(sigmas))
+        value, grads, marks = mean_over_devices((value, grads, (levels == nonfinite_level).astype(jnp.float32)))
+        return value, grads, jnp.max(jnp.where(marks > 0, levels, -1))
+
     def local_loss(key, params, x, *label):
         position, devices = (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.psum(1, axis_name))
         index = position * len(x) + jnp.arange(len(x))
@@ -149,9 +155,8 @@ def make_trainer(
 
     def loss(key, params, x, *label):
         value, nonfinite_level = local_loss(key, params, x, *label)
-        if axis_name is not None:
-            nonfinite_level = jax.lax.pmax(nonfinite_level, axis_name)
-        return mean_over_devices(value), nonfinite_level
+        value, _, nonfinite_level = over_devices(value, (), nonfinite_level)
+        return value, nonfinite_level
 
     def init(params):
         return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
@@ -160,9 +165,7 @@ def make_trainer(
         step_key = jax.random.fold_in(key, state.step)
         grad_fn = jax.value_and_grad(local_loss, argnums=1, has_aux=True)
         (value, nonfinite_level), grads = grad_fn(step_key, state.params, x, *label)
-        value, grads = mean_over_devices((value, grads))
-        if axis_name is not None:
-            nonfinite_level = jax.lax.pmax(nonfinite_level, axis_name)
+        value, grads, nonfinite_level = over_devices(value, grads, nonfinite_level)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))

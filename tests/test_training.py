@@ -104,6 +104,25 @@ def test_level_of_a_loss_that_is_not_finite_is_told():
     assert not np.isfinite(metrics.loss)
 
 
+@pytest.mark.parametrize("bad", [(), (0,), (3,), (0, 3)])
+def test_highest_such_level_of_any_device_is_told(bad):
+    """The first device draws level 0 only, the second level 3."""
+
+    def broken(params, x, level):
+        return jnp.where(jnp.isin(level, jnp.array(bad, int))[:, None], jnp.nan, linear(params, x, level))
+
+    def draw(key, index, *, batch_size, num_levels):
+        return index // 4 * 3
+
+    trainer = make_trainer(broken, annealed_dsm, optax.adam(1e-2), SIGMAS, draw_levels=draw, axis_name="devices")
+    x = data(8).reshape(2, 4, 3)
+    step = jax.pmap(trainer.step, "devices", in_axes=(None, None, 0), out_axes=None)
+    _, metrics = step(KEY, trainer.init(linear_params()), x)
+    loss, level = jax.pmap(trainer.loss, "devices", in_axes=(None, None, 0), out_axes=None)(KEY, linear_params(), x)
+    assert int(metrics.nonfinite_level) == int(level) == max(bad, default=-1)
+    assert np.isfinite(metrics.loss) == np.isfinite(loss) == (not bad)
+
+
 def test_state_starts_with_copies():
     params = linear_params()
     state = make_trainer(linear, annealed_dsm, optax.adam(1e-2), SIGMAS).init(params)
