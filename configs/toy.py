@@ -3,9 +3,9 @@
 Paper: Song & Ermon (2019), section 3.2 and figures 2 and 3: an MLP of two layers of 128 softplus units, the sliced objective; here
     conditioned on twenty noise levels, so that annealed Langevin dynamics finds both modes' weights.
 Data: 20,000 points, made on the spot.
-Cost: 27 s on two CPU cores.
+Cost: 17 s on two CPU cores.
 Reaches: weight 0.807 for the larger mode, means within 0.05 (benchmarks/RESULTS.md).
-Command: python main.py --config=configs/toy.py --devices=1   (steps so small are slower on two)
+Command: python main.py --config=configs/toy.py
 """
 
 import ml_collections
