@@ -270,9 +270,6 @@ def compare(name: str, rounds: int, compiled: bool, dtype: str, devices) -> dict
     error = float(np.linalg.norm(score - scores["eager"]) / np.linalg.norm(score))
     if error > (1e-5 if device == "cpu" else 5e-3):  # TF32 on a GPU
         raise SystemExit(f"{name}: the two networks differ by {error:.1e}")
-    for subject in subjects.values():  # compiles, and warms up
-        subject.sample(), subject.train()
-    bare()
     times = {(kind, who): [] for kind in ("sample", "train") for who in subjects} | {("bare", "score_jax"): []}
     for round_number in range(rounds):
         order = list(subjects) if round_number % 2 else list(subjects)[::-1]
@@ -325,7 +322,6 @@ def growth(devices) -> list[dict[str, Any]]:
     grown += [(f"{number} devices", start, devices[:number], None) for number in range(1, len(devices))]
     for name, case, used, chain in grown:
         subject, *_ = build(case._replace(steps=2), used, chain=chain)
-        subject.train()
         sample = spread([timed(subject.sample, subject.facts["chain"]) for _ in range(3)])
         train = spread([timed(subject.train, 2) for _ in range(3)])
         rows.append({"what": name, "sample": sample, "train": train, **subject.facts})

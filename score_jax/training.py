@@ -127,11 +127,12 @@ def make_trainer(
             return tree
         # Small leaves in one message between devices, not one each; a large one costs more to lay beside the others.
         leaves, treedef = jax.tree.flatten(tree)
-        alone = [leaf.size > 2**15 for leaf in leaves]
-        flat, unflatten = ravel_pytree([leaf for leaf, large in zip(leaves, alone, strict=True) if not large])
-        flat, large = jax.lax.pmean((flat, [leaf for leaf, large in zip(leaves, alone, strict=True) if large]), axis_name)
-        parts = iter(unflatten(flat)), iter(large)
-        return treedef.unflatten(next(parts[large]) for large in alone)
+        small = {i: leaf for i, leaf in enumerate(leaves) if leaf.size <= 2**15}
+        large = {i: leaf for i, leaf in enumerate(leaves) if i not in small}
+        flat, unflatten = ravel_pytree(small)
+        flat, large = jax.lax.pmean((flat, large), axis_name)
+        means = unflatten(flat) | large
+        return treedef.unflatten(means[i] for i in range(len(leaves)))
 
     def over_devices(value, grads, nonfinite_level):
         # The highest level travels as one of many marks, so that it needs no message of its own.

@@ -150,6 +150,7 @@ class _Squares:
         else:
             x = jax.lax.optimization_barrier(self._along(2, padded, transform, self.shape[3]))
             x = self._along(1, x, transform, self.shape[1])
+        # Either way [batch, 4, rows, d, 4, columns, d, features].
         return x.transpose(1, 4, 0, 2, 3, 5, 6, 7).reshape(16, -1, padded.shape[-1])
 
     def _along(self, axis, x, transform, number):
