@@ -1,31 +1,84 @@
 """Noise conditional score networks in JAX and Flax.
 
-The map of the package; importing it imports nothing but this page.
+The map of the package. `import score_jax as sj` loads nothing heavy: public names such as `sj.fit`
+or `sj.NCSN` are imported when they are first used.
 
-    typing         the shapes and the protocols: ScoreFn, LossFn, Trainer
-    config         what a config may say, checked before anything runs; the published settings
+    typing         array shapes and protocols: ScoreFn, LossFn, Sampler
     noise          noise levels, perturbed data, one random key per example
+    analytic       densities with closed-form scores
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
+    network        networks as pairs of pure functions, and as score functions
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
-    langevin       Langevin and annealed Langevin dynamics, one XLA program
-    inpainting     annealed Langevin dynamics that is held to known pixels
-    interpolation  chains between two chains
-    consistent     consistent annealed sampling
-    analytic       densities whose score is known in closed form
+    samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
-    convert        official PyTorch checkpoints <-> networks and parameters
+    ops            fast convolutions on CPUs
+    data           sources of examples; batches as a pure function of (seed, step)
+    devices        splitting and averaging over devices
     training       one optimisation step as a pure function
-    data           where examples come from; batches as a pure function of (seed, step)
-    checkpoint     the state of training <-> disk
+    fitting        the training loop
+    sampling       chains in batches over devices
+    checkpoint     training states on disk
+    exported       draws from an exported sampler, without the rest of this package
     evaluation     the objective at every noise level; nearest neighbours
-    images         grids, animations, plots as pictures and files
-    progress       one line that redraws
-    workdir        what a run leaves in its folder, whole or not at all
-    exported       draws from an exported sampler, with nothing else of this package
-    run            what `main.py` does, a module for each mode
+    progress       the line that shows how far a loop is
+    cli            the command `score-jax`
 
 Two values cross every border: a score function `(x, level) -> score` and `sigmas`, the decreasing
-noise levels. Everything that learns makes a score function, everything that samples takes one.
+noise levels. Everything that learns makes a score function; everything that samples takes one.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# Public name -> the module that defines it.
+_HOMES = {
+    "noise": (
+        "example_keys",
+        "geometric_sigmas",
+        "perturb",
+        "stratified_levels",
+        "uniform_levels",
+    ),
+    "analytic": ("gaussian_score_fn", "mixture_score_fn", "mixture_log_density", "sample_mixture"),
+    "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
+    "network": ("Model", "score_fn"),
+    "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
+    "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
+    "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),
+    "samplers.loop": ("Trajectory", "anneal", "denoise"),
+    "samplers.langevin": ("annealed_langevin", "langevin", "langevin_baseline", "langevin_step"),
+    "samplers.consistent": ("ancestral_step_size", "consistent_annealed_sampling"),
+    "samplers.inpainting": ("inpaint", "toward_known"),
+    "samplers.interpolation": ("interpolate", "mixed_normal"),
+    "models.ncsn": ("NCSN",),
+    "models.ncsnv2": ("NCSNv2",),
+    "models.unet": ("UNet",),
+    "models.mlp": ("MLP",),
+    "models.official": ("from_official", "read_official", "to_official"),
+    "data.dataset": ("Dataset", "LazyImages"),
+    "data.transforms": ("make_prepare",),
+    "training": ("Metrics", "Trainer", "TrainState", "make_trainer"),
+    "fitting": ("Report", "fit"),
+    "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
+    "checkpoint": ("Checkpoints",),
+    "exported": ("load_sampler",),
+    "evaluation.objective": ("evaluate", "losses_per_level"),
+    "evaluation.neighbors": ("nearest_neighbors",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

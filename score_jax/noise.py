@@ -2,18 +2,23 @@
 
     perturbed = x + sigma_level * noise,   noise ~ N(0, I)
 
-Randomness rule of the package: example i draws from its own key, folded from its global index. What it
-draws then depends on (seed, step, i) alone, never on the batch size or on how many devices share it.
+Every example draws from its own key, which is folded from the example's global index. Its random
+numbers therefore depend on (seed, step, index) alone, and not on the batch size or the number of
+devices.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Key
 
 from score_jax.typing import Array, Batch, Float, Index, Keys, Levels, OneKey, Sigmas
+
+PURPOSES = ("init", "train", "sample", "evaluate", "inpaint", "interpolate", "figures")
 
 
 def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sigmas:
@@ -22,31 +27,41 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
     Args:
         sigma_max: First level, in the unit of the data.
         sigma_min: Last level, above 0 and below `sigma_max`.
-        num_levels: How many, at least 2 (with 1, only `sigma_max` is returned and must equal `sigma_min`).
+        num_levels: Number of levels, at least 2. A single level is allowed if `sigma_min` equals
+            `sigma_max`.
+
     Returns:
         float32 [num_levels], decreasing by a constant ratio; computed in float64.
+
     Raises:
         ValueError: If the levels would not be positive, finite and decreasing.
+
     Reference: Song & Ermon (2019), section 4.1.
     """
     if num_levels < 1:
         raise ValueError(f"num_levels={num_levels} must be at least 1")
     if not 0 < sigma_min <= sigma_max < math.inf:
-        raise ValueError(f"sigma_max={sigma_max} and sigma_min={sigma_min} must be finite with sigma_max >= sigma_min > 0")
+        raise ValueError(
+            f"sigma_max={sigma_max} and sigma_min={sigma_min} must be finite with "
+            "sigma_max >= sigma_min > 0"
+        )
     if (num_levels == 1) != (sigma_min == sigma_max):
         raise ValueError(
-            f"num_levels={num_levels} levels from sigma_max={sigma_max} to sigma_min={sigma_min} do not decrease: "
-            "use sigma_min < sigma_max with 2 or more levels, or equal ones with 1"
+            f"num_levels={num_levels} levels from sigma_max={sigma_max} to sigma_min={sigma_min} "
+            "do not decrease: use sigma_min < sigma_max with 2 or more levels, or equal ones "
+            "with 1"
         )
     sigmas = np.geomspace(sigma_max, sigma_min, num_levels)
     return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
 
 
-def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Sequence[float] | Array | np.ndarray:
-    """`sigmas`, if they are one-dimensional, positive, finite and decreasing; traced values pass unchecked.
+def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Any:
+    """Returns `sigmas` unchanged if they are one-dimensional, positive, finite and decreasing.
+
+    Traced values are returned unchecked.
 
     Raises:
-        ValueError: If they are not, with the first offending pair.
+        ValueError: If they are not; names the first offending pair.
     """
     if isinstance(sigmas, jax.core.Tracer):
         return sigmas
@@ -58,10 +73,72 @@ def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Sequence[flo
     if (rising := np.flatnonzero(np.diff(values) >= 0)).size:
         i = int(rising[0])
         raise ValueError(
-            f"sigmas must decrease, but sigmas[{i}]={values[i]:g} is followed by {values[i + 1]:g}: "
-            "put the largest first and do not repeat one"
+            f"sigmas must decrease, but sigmas[{i}]={values[i]:g} is followed by "
+            f"{values[i + 1]:g}: put the largest first and do not repeat one"
         )
     return sigmas
+
+
+def check_batch(x: Any, keys: Any = None, name: str = "x") -> Array:
+    """Converts a batch to a JAX array and checks its type and its number of keys.
+
+    Args:
+        x: Real floating-point array [batch, *shape].
+        keys: Key array [batch], or None to skip that check.
+        name: Name of `x` in messages.
+
+    Returns:
+        `x` as a JAX array of its own dtype.
+
+    Raises:
+        ValueError: If `x` has no batch axis, is complex or not floating-point, or if the number of
+            keys differs from the batch size.
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"{name} is {x.dtype}, but a score is defined for real data: give the real and the "
+            "imaginary part as two channels"
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} is {x.dtype}, but must be floating-point: convert it first")
+    if x.ndim == 0:
+        raise ValueError(f"{name} is a scalar, but must be a batch [batch, *shape]")
+    if keys is not None and jnp.shape(keys) != x.shape[:1]:
+        raise ValueError(
+            f"keys have shape {list(jnp.shape(keys))}, but {name} is a batch of {x.shape[0]}: "
+            "give one key per example, such as jax.random.split(key, len(x))"
+        )
+    return x
+
+
+def check_level(level: Any, num_levels: int | None = None) -> Array:
+    """Converts noise levels to a JAX array and, where they are concrete, checks their range.
+
+    Args:
+        level: int [batch], indices into the noise levels.
+        num_levels: Number of noise levels; None checks the lower bound only.
+
+    Raises:
+        ValueError: If a concrete level is below 0, or `num_levels` or above.
+    """
+    if not isinstance(level, jax.core.Tracer):
+        values = np.asarray(level)
+        wrong = values < 0 if num_levels is None else (values < 0) | (values >= num_levels)
+        if wrong.any():
+            bound = "0 or above" if num_levels is None else f"from 0 to {num_levels - 1}"
+            raise ValueError(f"level={values[wrong].flat[0]} is out of range: levels are {bound}")
+    return jnp.asarray(level)
+
+
+def run_keys(seed: int | Array) -> dict[str, jax.Array]:
+    """One random key for each purpose of a run (`PURPOSES`), from the run's seed.
+
+    Args:
+        seed: In [0, 2**32).
+    """
+    keys = jax.random.split(jax.random.key(seed), len(PURPOSES))
+    return dict(zip(PURPOSES, keys, strict=True))
 
 
 def example_keys(key: OneKey, index: Index) -> Keys:
@@ -74,33 +151,49 @@ def example_keys(key: OneKey, index: Index) -> Keys:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index))
 
 
-def standard_normal(keys: Keys, event: tuple[int, ...]) -> Batch:
-    """Standard normal draws [batch, *event], each from its own key."""
-    return _draw(jax.random.normal, keys, event)
+def split_keys(keys: Keys, num: int = 2) -> Key[Array, "num batch"]:
+    """Splits every key into `num` independent ones: [num, batch]."""
+    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0)
 
 
-def standard_uniform(keys: Keys, event: tuple[int, ...]) -> Batch:
-    """Uniform draws in [0, 1), [batch, *event], each from its own key."""
-    return _draw(jax.random.uniform, keys, event)
+def standard_normal(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Batch:
+    """Standard normal draws [batch, *shape], each example from its own key.
+
+    Args:
+        keys: One per example.
+        shape: Shape of one example.
+        dtype: Floating-point type of the result. Types narrower than float32 are rounded from
+            float32 draws.
+    """
+    return _draw(jax.random.normal, keys, shape, dtype)
 
 
-def _draw(distribution: Callable, keys: Keys, event: tuple[int, ...]) -> Batch:
-    # Flat draws are bitwise those of the full shape and compile up to 20 times faster.
-    flat = jax.vmap(lambda key: distribution(key, (math.prod(event),)))(keys)
-    return flat.reshape(keys.shape[0], *event)
+def standard_uniform(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Batch:
+    """Uniform draws in [0, 1), [batch, *shape]; arguments as in `standard_normal`."""
+    return _draw(jax.random.uniform, keys, shape, dtype)
+
+
+def _draw(distribution: Callable, keys: Keys, shape: tuple[int, ...], dtype: Any) -> Batch:
+    # A flat draw has the same bits as a shaped one and compiles up to 20 times faster.
+    size = math.prod(shape)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    flat = jax.vmap(lambda key: distribution(key, (size,), wide))(keys)
+    return flat.reshape(keys.shape[0], *shape).astype(dtype)
 
 
 def uniform_levels(key: OneKey, index: Index, *, batch_size: int, num_levels: int) -> Levels:
-    """Independent uniform levels, int32 [batch], as in the paper; `batch_size` plays no part."""
+    """Independent uniform levels, int32 [batch], as in the paper; `batch_size` is ignored."""
     del batch_size
-    return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_levels))(example_keys(key, index))
+    keys = example_keys(key, index)
+    return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_levels, jnp.int32))(keys)
 
 
 def stratified_levels(key: OneKey, index: Index, *, batch_size: int, num_levels: int) -> Levels:
     """Levels that cover all noise levels evenly in every batch, int32 [batch].
 
-    Example i of `batch_size` gets level floor(num_levels * frac(i / batch_size + u)), with one shared
-    u ~ U[0, 1). Each is uniform by itself; together they vary far less than independent draws.
+    Example i of `batch_size` gets level floor(num_levels * frac(i / batch_size + u)), with one
+    u ~ U[0, 1) shared by the batch. Each level is uniform by itself; their average over a batch
+    varies far less than that of independent draws.
 
     Args:
         key: The key of the step.
@@ -108,16 +201,37 @@ def stratified_levels(key: OneKey, index: Index, *, batch_size: int, num_levels:
         batch_size: Examples per step over all devices.
         num_levels: Number of noise levels.
     """
-    position = jnp.asarray(index) / batch_size + jax.random.uniform(key)
+    shift = jax.random.uniform(key, dtype=jnp.float32)
+    position = jnp.asarray(index).astype(jnp.float32) / batch_size + shift
     level = jnp.floor(num_levels * (position % 1.0)).astype(jnp.int32)
-    return jnp.minimum(level, num_levels - 1)  # 1 - 2**-25 rounds to 1 in float32
+    # 1 - 2**-25 rounds to 1 in float32.
+    return jnp.minimum(level, num_levels - 1)
 
 
 def per_example(values: Float[Array, "batch"], x: Batch) -> Array:
-    """`values` [batch], shaped [batch, 1, ..., 1] so that they multiply `x` [batch, *event]."""
+    """Reshapes `values` [batch] to [batch, 1, ..., 1], to be broadcast against `x`."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
+def sigma_of(level: Levels, sigmas: Sigmas, x: Batch) -> Array:
+    """The sigma of each example, [batch, 1, ..., 1], to be broadcast against `x`."""
+    return per_example(jnp.asarray(sigmas)[level], x)
+
+
 def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> Batch:
-    """`x + sigma * noise` with each example's own level, [batch, *event]."""
-    return x + per_example(jnp.asarray(sigmas)[level], x) * noise
+    """`x + sigma * noise` with each example's own level, [batch, *shape], in the dtype of `x`."""
+    return (x + sigma_of(level, sigmas, x) * noise).astype(x.dtype)
+
+
+def sum_per_example(values: Batch) -> Float[Array, "batch"]:
+    """The sum of each example, [batch], in float32 or wider; works for an empty batch, too."""
+    dtype = jnp.promote_types(values.dtype, jnp.float32)
+    flat = values.reshape(values.shape[0], math.prod(values.shape[1:]))
+    return jnp.sum(flat.astype(dtype), axis=1)
+
+
+def weighted(
+    losses: Float[Array, "batch"], level: Levels, sigmas: Sigmas
+) -> Float[Array, "batch"]:
+    """`losses` times sigma^2 of each example's level."""
+    return (jnp.asarray(sigmas)[level] ** 2 * losses).astype(losses.dtype)

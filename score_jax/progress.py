@@ -1,31 +1,47 @@
-"""One line that redraws on a terminal; a few plain lines when the output is piped."""
+"""Progress of a loop: one line that redraws on a terminal, a few plain lines otherwise."""
 
 import sys
 import time
 
-import tqdm
-
 
 class Progress:
-    """Shows how far a loop is, how fast it goes and how long it will take; a context manager.
+    """Shows the progress, rate and remaining time of a loop; a context manager.
 
     Args:
         total: Number of rounds of the whole loop.
-        label: What is being done, such as "train".
-        unit: What a round is called, such as "step".
-        start: Rounds done before.
-        every: When piped, seconds between lines at most, unless a tenth of the total is done sooner.
+        label: Name of the work, such as "train".
+        unit: Name of one round, such as "step".
+        start: Number of rounds done before.
+        every: Without a terminal, seconds between two lines unless a tenth of the total is done.
+        shown: If False, print nothing.
     """
 
-    def __init__(self, total: int, label: str, unit: str, start: int = 0, every: float = 30.0):
-        self._total, self._label, self._unit, self._start, self._every = total, label, unit, start, every
+    def __init__(
+        self,
+        total: int,
+        label: str,
+        unit: str,
+        start: int = 0,
+        every: float = 30.0,
+        shown: bool = True,
+    ):
+        self._total, self._label, self._unit = total, label, unit
+        self._start, self._every, self._shown = start, every, shown
         self._done, self._began = start, time.monotonic()
         self._printed_done, self._printed_at = start, self._began
         self._bar = None
-        if sys.stderr.isatty():
-            layout = "{desc} {percentage:3.0f}% |{bar}| {n}/{total} {rate_fmt}, {remaining} left{postfix}"
+        if shown and sys.stderr.isatty():
+            import tqdm
+
             self._bar = tqdm.tqdm(
-                total=total, initial=start, desc=label, unit=f" {unit}s", dynamic_ncols=True, bar_format=layout, smoothing=0.05
+                total=total,
+                initial=start,
+                desc=label,
+                unit=f" {unit}s",
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}% |{bar}| {n}/{total} {rate_fmt}, "
+                "{remaining} left{postfix}",
+                smoothing=0.05,
             )
 
     def __enter__(self):
@@ -36,30 +52,40 @@ class Progress:
             self._bar.close()
 
     def update(self, done: int, **values: float) -> None:
-        """Tells that `done` rounds of the total are done; `values` are shown beside."""
+        """Reports that `done` rounds of the total are done; `values` are shown beside them."""
         if self._bar is not None:
             if values:
-                self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+                shown = {name: f"{value:.4g}" for name, value in values.items()}
+                self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done - self._done)
-            self._done = done
-            return
         self._done = done
+        if self._shown and self._bar is None and self._is_due():
+            self._print_line(values)
+
+    def _is_due(self) -> bool:
+        done, before = self._done * 10 // self._total, self._printed_done * 10 // self._total
+        return done > before or time.monotonic() - self._printed_at > self._every
+
+    def _print_line(self, values: dict[str, float]) -> None:
         now = time.monotonic()
-        tenth = self._done * 10 // self._total > self._printed_done * 10 // self._total
-        if not (tenth or now - self._printed_at > self._every):
-            return
-        rate = (done - self._start) / max(now - self._began, 1e-9)
-        left = (self._total - done) / max(rate, 1e-9)
+        rate = (self._done - self._start) / max(now - self._began, 1e-9)
+        left = int((self._total - self._done) / max(rate, 1e-9))
         shown = "".join(f"  {name} {value:.4g}" for name, value in values.items())
-        print(
-            f"{self._label} {done}/{self._total}{shown}  {rate:.3g} {self._unit}s/s  {int(left) // 60}:{int(left) % 60:02d} left",
-            flush=True,
+        announce(
+            f"{self._label} {self._done}/{self._total}{shown}  {rate:.3g} {self._unit}s/s  "
+            f"{left // 60}:{left % 60:02d} left"
         )
-        self._printed_done, self._printed_at = done, now
+        self._printed_done, self._printed_at = self._done, now
 
     def note(self, text: str) -> None:
-        """Prints a line of its own without breaking the one that redraws."""
+        """Prints a line of its own without breaking the line that redraws."""
         if self._bar is not None:
             self._bar.write(text)
-        else:
-            print(text, flush=True)
+        elif self._shown:
+            announce(text)
+
+
+def announce(text: str, shown: bool = True) -> None:
+    """Prints a line at once, if `shown`."""
+    if shown:
+        print(text, flush=True)

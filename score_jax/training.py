@@ -2,29 +2,32 @@
 
     params <- optimizer(grad mean_i loss(x_i))        ema <- d ema + (1 - d) params
 
-Knows nothing of Flax, configs, files or how it is compiled: `jax.jit` and `jax.pmap` are the caller's.
+This module takes functions and arrays; compiling them with `jax.jit` or `jax.pmap` is the caller's
+choice.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
-from score_jax.noise import example_keys, uniform_levels
+from score_jax.data.transforms import prepare_pixels
+from score_jax.devices import mean_over_devices
+from score_jax.network import Model, as_model, with_label
+from score_jax.noise import checked_sigmas, example_keys, uniform_levels
 from score_jax.typing import Array, Float, Int, LossFn, OneKey, Params, Sigmas
 
 
 class TrainState(NamedTuple):
-    """What training changes, and all that a checkpoint must hold.
+    """Everything that training changes, and all that a checkpoint must hold.
 
     Attributes:
-        step: Steps taken, int32.
+        step: Number of steps taken, int32.
         params: Parameters of the score network.
-        ema_params: Their exponential moving average, with which one samples.
-        opt_state: The optimizer's own state.
+        ema_params: Their exponential moving average, used for sampling.
+        opt_state: State of the optimizer.
     """
 
     step: Int[Array, ""]
@@ -34,12 +37,12 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step tells.
+    """Scalars reported by one training step.
 
     Attributes:
         loss: Mean loss of the batch over all devices.
-        grad_norm: Global norm of the gradient, before clipping.
-        nonfinite_level: The highest level index at which a loss was not finite; -1 if all were.
+        grad_norm: Global norm of the gradient, before the optimizer clips it.
+        nonfinite_level: Largest level index at which a loss was not finite; -1 if all were finite.
     """
 
     loss: Float[Array, ""]
@@ -48,18 +51,119 @@ class Metrics(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """Training as three pure functions.
+    """Training as pure functions.
 
     Attributes:
         init: params -> TrainState at step 0.
-        step: (key of the run, state, x) -> (state, Metrics); x is this device's share of the batch, before `prepare`. A fourth
-            argument, the labels of x, goes on to `prepare` and the network.
-        loss: (key, params, x) -> (mean loss, nonfinite_level); what `step` differentiates. Labels as there.
+        step: (key of the run, state, x, label=None, *, axis_name=None) -> (state, Metrics). `x` is
+            this device's share of the batch, before `prepare`; `label` its labels, for a
+            conditional network; `axis_name` the pmapped axis over which the batch is split.
+        loss: (key, params, x, label=None, *, axis_name=None) -> (mean loss, nonfinite_level), the
+            function that `step` differentiates.
+        model: The network as a pair of pure functions.
+        sigmas: Noise levels, decreasing.
     """
 
     init: Callable[[Params], TrainState]
     step: Callable[..., tuple[TrainState, Metrics]]
     loss: Callable[..., tuple[Array, Array]]
+    model: Model
+    sigmas: Sigmas
+
+
+def make_trainer(
+    model: Any,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    sigmas: Sigmas,
+    *,
+    ema_decay: float = 0.999,
+    draw_levels: Callable[..., Array] = uniform_levels,
+    prepare: Callable[..., tuple[Array, Array | None]] = prepare_pixels,
+) -> Trainer:
+    """Builds the training step of a score network.
+
+    Args:
+        model: A Flax linen module, or a pair (init, apply) of pure functions as in
+            `network.Model`.
+        loss_fn: Loss per example of a score function, such as `losses.dsm.annealed_dsm`.
+        optimizer: An optax transformation.
+        sigmas: Noise levels, decreasing, in the unit of the prepared data.
+        ema_decay: Decay d of the moving average, in [0, 1), capped at (1 + t) / (10 + t) at step
+            t. 0 disables averaging.
+        draw_levels: Distribution of the training levels: `noise.uniform_levels`,
+            `noise.stratified_levels` or a function like them.
+        prepare: (keys, x, label) -> (x, label), the random part of data loading, one key per
+            example. The default dequantises uint8 pixels to [0, 1) and leaves floats unchanged;
+            `data.transforms.make_prepare` builds others.
+
+    Returns:
+        The trainer. Example i of a batch draws the same random numbers on any number of devices.
+
+    Raises:
+        ValueError: If ema_decay is out of range, sigmas do not decrease, or `model` is neither a
+            Flax module nor a pair of functions.
+
+    Reference: Technique 5 of Song & Ermon (2020) for the moving average.
+    """
+    model = as_model(model)
+    sigmas = jnp.asarray(checked_sigmas(sigmas))
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay={ema_decay} must be in [0, 1)")
+
+    def local_loss(key, params, x, label, axis_name):
+        # Number the examples of the whole batch, so that keys do not depend on the devices.
+        position = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+        num_devices = 1 if axis_name is None else jax.lax.psum(1, axis_name)
+        index = position * len(x) + jnp.arange(len(x))
+        level_key, prepare_key, loss_key = jax.random.split(key, 3)
+        batch_size = num_devices * len(x)
+        level = draw_levels(level_key, index, batch_size=batch_size, num_levels=len(sigmas))
+
+        # The loss of each example at its own level, and the largest level where it is not finite.
+        x, label = prepare(example_keys(prepare_key, index), x, label)
+        score_fn = with_label(lambda *arguments: model.apply(params, *arguments), label)
+        losses = loss_fn(example_keys(loss_key, index), score_fn, x, level, sigmas)
+        return jnp.mean(losses), jnp.max(jnp.where(jnp.isfinite(losses), -1, level))
+
+    def over_devices(value, grads, nonfinite_level, axis_name):
+        # Encode the level as a one-hot vector so that it can join the same pmean.
+        levels = jnp.arange(len(sigmas))
+        one_hot = (levels == nonfinite_level).astype(jnp.float32)
+        value, grads, one_hot = mean_over_devices((value, grads, one_hot), axis_name)
+        return value, grads, jnp.max(jnp.where(one_hot > 0, levels, -1))
+
+    def loss(key, params, x, label=None, *, axis_name=None):
+        value, nonfinite_level = local_loss(key, params, x, label, axis_name)
+        value, _, nonfinite_level = over_devices(value, (), nonfinite_level, axis_name)
+        return value, nonfinite_level
+
+    def init(params):
+        return TrainState(
+            jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
+        )
+
+    def step(key, state, x, label=None, *, axis_name=None):
+        step_key = jax.random.fold_in(key, state.step)
+
+        # Loss and gradient of this device's share, then their mean over all devices.
+        grad_fn = jax.value_and_grad(local_loss, argnums=1, has_aux=True)
+        (value, nonfinite_level), grads = grad_fn(step_key, state.params, x, label, axis_name)
+        value, grads, nonfinite_level = over_devices(value, grads, nonfinite_level, axis_name)
+
+        # Update the parameters, then their average, whose decay is capped early in training.
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema_params = jax.tree.map(
+            lambda ema, new: (ema + (1 - decay) * (new - ema)).astype(ema.dtype),
+            state.ema_params,
+            params,
+        )
+        state = TrainState(state.step + 1, params, ema_params, opt_state)
+        return state, Metrics(value, optax.tree.norm(grads), nonfinite_level)
+
+    return Trainer(init, step, loss, model, sigmas)
 
 
 def take_steps(
@@ -69,16 +173,18 @@ def take_steps(
     batches: Sequence[Array],
     number: Int[Array, ""],
 ) -> tuple[TrainState, Metrics]:
-    """Several steps as one program, whatever their number: one call, and what they need of memory taken from the system once.
+    """Runs `number` training steps in one XLA call, which amortises dispatch and allocation.
 
     Args:
-        step: As of a Trainer.
+        step: (key, state, *batch) -> (state, metrics), such as `Trainer.step`.
         key: The key of the run.
-        state: From which to start.
-        batches: What each step takes after its state, arrays [most steps, ...].
-        number: How many steps to take, at most as many as there are batches.
+        state: State before the first step.
+        batches: The arguments of all steps after `state`, arrays [max steps, ...].
+        number: Number of steps to run, at most the length of `batches`.
+
     Returns:
-        The state afterwards, and the metrics of each step, [most steps]; those of steps not taken are 0.
+        The state afterwards, and the metrics of each step, [max steps]; entries of steps that were
+        not run are 0.
     """
 
     def batch_of(i):
@@ -89,88 +195,8 @@ def take_steps(
         state, new = step(key, state, *batch_of(i))
         return state, jax.tree.map(lambda every, own: every.at[i].set(own), metrics, new)
 
-    shape = jax.eval_shape(step, key, state, *batch_of(0))[1]
-    metrics = jax.tree.map(lambda leaf: jnp.zeros((len(batches[0]), *leaf.shape), leaf.dtype), shape)
-    return jax.lax.fori_loop(0, number, one, (state, metrics))
-
-
-def make_trainer(
-    apply: Callable[..., Array],
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    sigmas: Sigmas,
-    *,
-    prepare: Callable[..., Array | tuple[Array, ...]] = lambda keys, *batch: batch,
-    draw_levels: Callable[..., Array] = uniform_levels,
-    ema_decay: float = 0.999,
-    axis_name: str | None = None,
-) -> Trainer:
-    """Builds the training step of a score network.
-
-    Args:
-        apply: (params, x, level) -> score, or (params, x, level, label) -> score if steps are given labels.
-        loss_fn: Losses per example of a score function.
-        optimizer: Any optax transformation.
-        sigmas: Noise levels, decreasing.
-        prepare: (keys, x) -> x, or (keys, x, label) -> (x, label), the random part of data loading (dequantisation, flips), one key
-            per example.
-        draw_levels: Like `noise.uniform_levels`.
-        ema_decay: d above; at step t at most (1 + t) / (10 + t), so that the start is forgotten in short runs, too.
-        axis_name: Name of the pmapped axis over which the batch is split, if it is.
-    Returns:
-        The trainer. Example i of the global batch draws the same numbers on any number of devices.
-    Reference: NCSNv2's technique 5 for the moving average.
-    """
-
-    def mean_over_devices(tree):
-        if axis_name is None:
-            return tree
-        # Small leaves in one message between devices, not one each; a large one costs more to lay beside the others.
-        leaves, treedef = jax.tree.flatten(tree)
-        small = {i: leaf for i, leaf in enumerate(leaves) if leaf.size <= 2**15}
-        large = {i: leaf for i, leaf in enumerate(leaves) if i not in small}
-        flat, unflatten = ravel_pytree(small)
-        flat, large = jax.lax.pmean((flat, large), axis_name)
-        means = unflatten(flat) | large
-        return treedef.unflatten(means[i] for i in range(len(leaves)))
-
-    def over_devices(value, grads, nonfinite_level):
-        # The highest level travels as one of many marks, so that it needs no message of its own.
-        levels = jnp.arange(len(sigmas))
-        value, grads, marks = mean_over_devices((value, grads, (levels == nonfinite_level).astype(jnp.float32)))
-        return value, grads, jnp.max(jnp.where(marks > 0, levels, -1))
-
-    def local_loss(key, params, x, *label):
-        position, devices = (0, 1) if axis_name is None else (jax.lax.axis_index(axis_name), jax.lax.psum(1, axis_name))
-        index = position * len(x) + jnp.arange(len(x))
-        level_key, prepare_key, loss_key = jax.random.split(key, 3)
-        level = draw_levels(level_key, index, batch_size=devices * len(x), num_levels=len(sigmas))
-        prepared = prepare(example_keys(prepare_key, index), x, *label)
-        x, *label = prepared if isinstance(prepared, tuple) else (prepared, *label)
-
-        def score_fn(perturbed, level):
-            return apply(params, perturbed, level, *label)
-
-        losses = loss_fn(example_keys(loss_key, index), score_fn, x, level, sigmas)
-        return jnp.mean(losses), jnp.max(jnp.where(jnp.isfinite(losses), -1, level))
-
-    def loss(key, params, x, *label):
-        value, nonfinite_level = local_loss(key, params, x, *label)
-        value, _, nonfinite_level = over_devices(value, (), nonfinite_level)
-        return value, nonfinite_level
-
-    def init(params):
-        return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-
-    def step(key, state, x, *label):
-        step_key = jax.random.fold_in(key, state.step)
-        grad_fn = jax.value_and_grad(local_loss, argnums=1, has_aux=True)
-        (value, nonfinite_level), grads = grad_fn(step_key, state.params, x, *label)
-        value, grads, nonfinite_level = over_devices(value, grads, nonfinite_level)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-        ema_params = jax.tree.map(lambda ema, new: ema + (1 - decay) * (new - ema), state.ema_params, params)
-        return TrainState(state.step + 1, params, ema_params, opt_state), Metrics(value, optax.tree.norm(grads), nonfinite_level)
-
-    return Trainer(init, step, loss)
+    shapes = jax.eval_shape(step, key, state, *batch_of(0))[1]
+    empty = jax.tree.map(
+        lambda leaf: jnp.zeros((len(batches[0]), *leaf.shape), leaf.dtype), shapes
+    )
+    return jax.lax.fori_loop(0, number, one, (state, empty))

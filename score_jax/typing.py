@@ -1,40 +1,52 @@
-"""The shapes that cross module borders, and the protocols of the package.
+"""Array shapes and the protocols that cross the package's borders.
 
     ScoreFn = (x, level) -> score
     LossFn  = (keys, score_fn, x, level, sigmas) -> losses
-    Trainer = (init: params -> state, step: (key, state, x) -> (state, metrics))
+    Sampler = (keys, score_fn, x, sigmas, *, step_size, num_steps, ...) -> Trajectory
 
-`batch` is the number of examples or chains, `event` the shape of one of them, `levels` the number of
-noise levels. A level is an index into `sigmas`: 0 is the largest sigma.
+`batch` is the number of examples or chains, `shape` the shape of one of them, `levels` the number
+of noise levels. A level is an index into `sigmas`: 0 is the largest sigma.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, Num, UInt8
 
 Scalar: TypeAlias = float | np.floating | Float[Array, ""] | Float[np.ndarray, ""]
-Batch: TypeAlias = Float[Array, "batch *event"] | Float[np.ndarray, "batch *event"]
-Images: TypeAlias = Float[Array, "batch height width channels"] | Float[np.ndarray, "batch height width channels"]
-Pixels: TypeAlias = UInt8[Array, "batch height width channels"] | UInt8[np.ndarray, "batch height width channels"]
+Batch: TypeAlias = Float[Array, "batch *shape"] | Float[np.ndarray, "batch *shape"]
+AnyBatch: TypeAlias = Num[Array, "_ *_"] | Num[np.ndarray, "_ *_"]
+"""Arrays of any numeric type, for functions that check their arguments themselves."""
+Images: TypeAlias = (
+    Float[Array, "batch height width channels"] | Float[np.ndarray, "batch height width channels"]
+)
+Pixels: TypeAlias = UInt8[Array, "batch *shape"] | UInt8[np.ndarray, "batch *shape"]
 Levels: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
+Labels: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
 Sigmas: TypeAlias = Float[Array, "levels"] | Float[np.ndarray, "levels"]
 Losses: TypeAlias = Float[Array, "batch"]
 OneKey: TypeAlias = Key[Array, ""]
 Keys: TypeAlias = Key[Array, "batch"]
+AnyKeys: TypeAlias = Key[Array, "*_"]
+"""Keys of any number, for functions that check their arguments themselves."""
 Index: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
 Flags: TypeAlias = Bool[Array, "levels batch"]
-Mask: TypeAlias = Bool[Array, "batch *event"] | Bool[np.ndarray, "batch *event"]
+Mask: TypeAlias = Bool[Array, "batch *shape"] | Bool[np.ndarray, "batch *shape"]
 Params: TypeAlias = Any
 
 ScoreFn: TypeAlias = Callable[[Array, Array], Array]
-"""(x [batch, *event], level int [batch]) -> score [batch, *event], the gradient of log density."""
+"""(x [batch, *shape], level int [batch]) -> score [batch, *shape], the gradient of log density."""
 
 LossFn: TypeAlias = Callable[[Keys, ScoreFn, Array, Array, Array], Array]
-"""(keys [batch], score_fn, x [batch, *event], level [batch], sigmas) -> losses [batch]."""
+"""(keys [batch], score_fn, x [batch, *shape], level [batch], sigmas) -> losses [batch]."""
+
+NoiseFn: TypeAlias = Callable[[Array], Array]
+"""n -> standard normal noise [batch, *shape] of step number n, counted from 0."""
 
 __all__ = [
+    "AnyBatch",
+    "AnyKeys",
     "Array",
     "Batch",
     "Flags",
@@ -43,10 +55,12 @@ __all__ = [
     "Index",
     "Int",
     "Keys",
+    "Labels",
     "Levels",
     "LossFn",
     "Losses",
     "Mask",
+    "NoiseFn",
     "OneKey",
     "Params",
     "Pixels",

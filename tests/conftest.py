@@ -5,8 +5,10 @@ import shutil
 import tempfile
 
 # Before jax is imported, and for the processes that tests start.
-os.environ.setdefault("NPROC", "32")  # enough threads for collectives of CPU devices on few cores
-CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")  # what one test compiled need not be compiled again by another
+# Collectives of several CPU devices on few cores need more threads than cores.
+os.environ.setdefault("NPROC", "32")
+# A program that one test compiled need not be compiled again by another.
+CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 

@@ -13,9 +13,12 @@ from score_jax.training import make_trainer
 
 
 def state(step, width=64):
-    params = {"dense": {"kernel": jnp.arange(float(width * width)).reshape(width, width), "bias": jnp.ones(width)}}
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-3, 100)))
-    trainer = make_trainer(lambda params, x, level: x, annealed_dsm, optimizer, geometric_sigmas(1.0, 0.1, 2))
+    kernel = jnp.arange(float(width * width)).reshape(width, width)
+    params = {"dense": {"kernel": kernel, "bias": jnp.ones(width)}}
+    schedule = optax.cosine_decay_schedule(1e-3, 100)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    model = (lambda key, x, level: params, lambda params, x, level: x)
+    trainer = make_trainer(model, annealed_dsm, optimizer, geometric_sigmas(1.0, 0.1, 2))
     return trainer.init(params)._replace(step=jnp.int32(step))
 
 
@@ -27,13 +30,10 @@ def saved(folder, *steps, keep=3):
     return checkpoints
 
 
-def largest_file(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
 def kernel_file(folder):
-    """The file that holds the numbers of the arrays, not what describes them."""
-    return max((path for path in (folder / "state").rglob("*") if path.parent.name == "d"), key=lambda path: path.stat().st_size)
+    """The file that holds the numbers of the arrays, not their description."""
+    files = [path for path in (folder / "state").rglob("*") if path.parent.name == "d"]
+    return max(files, key=lambda path: path.stat().st_size)
 
 
 def test_round_trip_is_exact_and_the_newest_few_are_kept(tmp_path):
@@ -101,9 +101,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
 
 
 def test_a_changed_number_is_found_by_its_checksum(tmp_path):
-    """Orbax restores other numbers without a word: here the checksum is of other numbers."""
+    """Orbax restores changed numbers without an error; here the stored checksum is changed."""
     saved(tmp_path, 10)
-    meta = next(path for path in (tmp_path / "10" / "meta").rglob("*") if path.is_file() and b"crc" in path.read_bytes())
+    files = [path for path in (tmp_path / "10" / "meta").rglob("*") if path.is_file()]
+    meta = next(path for path in files if b"crc" in path.read_bytes())
     text = meta.read_text()
     digits = text.partition("kernel']\": ")[2][:5]
     meta.write_text(text.replace(digits, str(int(digits) ^ 1), 1))
@@ -114,11 +115,29 @@ def test_a_changed_number_is_found_by_its_checksum(tmp_path):
 def test_no_sound_checkpoint_left(tmp_path):
     saved(tmp_path, 10)
     truncate(tmp_path / "10")
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be used \(step 10: .*or delete it"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint in .* can be used \(step 10: .*from a copy"
+    ):
         Checkpoints(tmp_path).restore(state(0))
 
 
 def test_shapes_of_another_network_are_named(tmp_path):
     saved(tmp_path, 10)
-    with pytest.raises(ValueError, match=r"bias'\] is float32 \(64,\), this network's is float32 \(32,\)"):
+    words = r"bias'\] is float32 \(64,\), but this network has float32 \(32,\)"
+    with pytest.raises(ValueError, match=words):
         Checkpoints(tmp_path).restore(state(0, width=32))
+
+
+def test_metadata_is_read_back(tmp_path):
+    assert saved(tmp_path, 10).metadata(10) == {"seed": 0}
+
+
+def test_saving_and_restoring_leave_the_log_level_of_others_alone(tmp_path):
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        saved(tmp_path, 10).restore(state(0))
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(before)

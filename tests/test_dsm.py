@@ -11,28 +11,32 @@ from score_jax.noise import geometric_sigmas, perturb
 SIGMAS = geometric_sigmas(2.0, 0.1, 5)
 
 
-def draws(batch, event, seed=0):
+def draws(batch, shape, seed=0):
     keys = jax.random.split(jax.random.key(seed), batch)
     level = jnp.arange(batch) % len(SIGMAS)
-    return keys, jax.random.normal(jax.random.key(seed + 1), (batch, *event)), level
+    return keys, jax.random.normal(jax.random.key(seed + 1), (batch, *shape)), level
 
 
 def test_zero_at_the_score_of_a_point_mass():
-    """Data that are one point have the score -(x - point) / sigma^2, which predicts the noise without error."""
+    """A point mass has the score -(x - point) / sigma^2, which predicts the noise exactly."""
     point = jnp.array([[0.3, -1.2, 0.5]])
     keys, _, level = draws(40, (3,))
-    losses = annealed_dsm(keys, gaussian_score_fn(point[0], 0.0, SIGMAS), jnp.tile(point, (40, 1)), level, SIGMAS)
+    losses = annealed_dsm(
+        keys, gaussian_score_fn(point[0], 0.0, SIGMAS), jnp.tile(point, (40, 1)), level, SIGMAS
+    )
     assert losses.shape == (40,)
     np.testing.assert_allclose(losses, 0, atol=1e-9)
 
 
 @pytest.mark.parametrize("level", range(5))
 def test_minimum_for_a_gaussian_is_the_known_one(level):
-    """For N(0, v I) in D dimensions the loss at the true score is D v / (2 (v + sigma^2)) on average."""
+    """For N(0, v I) in D dimensions the expected loss is D v / (2 (v + sigma^2))."""
     v, d, n = 0.7, 6, 20000
     keys, x, _ = draws(n, (d,), seed=level)
     x = np.sqrt(v) * x
-    losses = annealed_dsm(keys, gaussian_score_fn(jnp.zeros(d), v, SIGMAS), x, jnp.full(n, level), SIGMAS)
+    losses = annealed_dsm(
+        keys, gaussian_score_fn(jnp.zeros(d), v, SIGMAS), x, jnp.full(n, level), SIGMAS
+    )
     assert_mean(losses, d * v / (2 * (v + float(SIGMAS[level]) ** 2)))
 
 
@@ -48,7 +52,13 @@ def test_gradient_vanishes_at_the_true_score_and_not_beside_it():
     true = gaussian_score_fn(jnp.zeros(3), v, SIGMAS)
 
     def slopes(a):
-        return jax.jvp(lambda a: annealed_dsm(keys, lambda x, i: a * true(x, i), jnp.sqrt(v) * x, level, SIGMAS), (a,), (1.0,))[1]
+        return jax.jvp(
+            lambda a: annealed_dsm(
+                keys, lambda x, i: a * true(x, i), jnp.sqrt(v) * x, level, SIGMAS
+            ),
+            (a,),
+            (1.0,),
+        )[1]
 
     assert_mean(slopes(1.0), 0.0)
     assert slopes(1.2).mean() > 0 > slopes(0.8).mean()
@@ -57,11 +67,15 @@ def test_gradient_vanishes_at_the_true_score_and_not_beside_it():
 def test_edge_is_the_core_with_its_own_noise():
     keys, x, level = draws(4, (5,))
     noise = jax.vmap(lambda k: jax.random.normal(k, (5,)))(keys)
-    score_fn = mixture_score_fn(jnp.array([0.8, 0.2]), jnp.stack([jnp.ones(5), -jnp.ones(5)]), jnp.ones(2), SIGMAS)
+    score_fn = mixture_score_fn(
+        jnp.array([0.8, 0.2]), jnp.stack([jnp.ones(5), -jnp.ones(5)]), jnp.ones(2), SIGMAS
+    )
     core = denoising_score_matching(score_fn, x, noise, level, SIGMAS)
     np.testing.assert_array_equal(annealed_dsm(keys, score_fn, x, level, SIGMAS), core)
     sigma = np.asarray(SIGMAS)[np.asarray(level)][:, None]
-    by_hand = 0.5 * ((sigma * score_fn(perturb(x, noise, level, SIGMAS), level) + noise) ** 2).sum(1)
+    by_hand = 0.5 * ((sigma * score_fn(perturb(x, noise, level, SIGMAS), level) + noise) ** 2).sum(
+        1
+    )
     np.testing.assert_allclose(core, by_hand, rtol=1e-5)
 
 
@@ -73,8 +87,14 @@ def test_under_jit_grad_vmap_and_pmap():
 
     eager = loss(0.5, keys, x, level)
     np.testing.assert_allclose(jax.jit(loss)(0.5, keys, x, level), eager, rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(loss, (0, None, None, None))(jnp.array([0.5, 1.0]), keys, x, level)[0], eager, rtol=1e-6)
-    halves = jax.pmap(loss, in_axes=(None, 0, 0, 0))(0.5, keys.reshape(2, 2), x.reshape(2, 2, 3), level.reshape(2, 2))
+    np.testing.assert_allclose(
+        jax.vmap(loss, (0, None, None, None))(jnp.array([0.5, 1.0]), keys, x, level)[0],
+        eager,
+        rtol=1e-6,
+    )
+    halves = jax.pmap(loss, in_axes=(None, 0, 0, 0))(
+        0.5, keys.reshape(2, 2), x.reshape(2, 2, 3), level.reshape(2, 2)
+    )
     np.testing.assert_allclose(halves.mean(), eager, rtol=1e-6)
     step = 1e-2
     numeric = (loss(0.5 + step, keys, x, level) - loss(0.5 - step, keys, x, level)) / (2 * step)

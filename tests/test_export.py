@@ -1,20 +1,37 @@
 """The exported sampler, loaded where the code that made it is not."""
 
-import json
+import functools
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from test_main import command  # noqa: F401 (a fixture)
+from runs import (
+    finished_run,
+    make_command,
+    perceptron,
+    run_command,
+    run_mode,
+    samples,
+    saved_config,
+    train,
+)
 from test_repository import readme_blocks
-from test_run import finished, job, quick, samples  # noqa: F401 (a fixture)
 
+import score_jax
 from score_jax.exported import load_sampler
-from score_jax.run.export import export
-from score_jax.run.job import prepare
-from score_jax.run.train import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return finished_run(tmp_path_factory)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command in this process; the exit code and what it wrote to stderr."""
+    return functools.partial(run_command, capsys)
+
 
 # Nothing but JAX, NumPy and the file itself.
 ELSEWHERE = """
@@ -35,15 +52,15 @@ np.save(out, load_sampler(file)(int(seed), int(number)))
 
 
 def elsewhere(folder, seed, number, tmp_path):
-    """What a process draws that can load nothing of this package."""
+    """Samples of a process that can load nothing of this package."""
     arguments = [str(folder / "sampler.zip"), str(seed), str(number), str(tmp_path / "images.npy")]
     subprocess.run([sys.executable, "-c", ELSEWHERE, *arguments], cwd=tmp_path, check=True)
     return np.load(tmp_path / "images.npy", allow_pickle=False)
 
 
 @pytest.fixture(scope="module")
-def exported(finished):  # noqa: F811
-    assert export(job(finished, mode="export"))
+def exported(finished):
+    assert run_mode(make_command(finished, "export"))
     return finished
 
 
@@ -64,7 +81,7 @@ def test_each_image_is_a_function_of_seed_number_and_class(exported):
     np.testing.assert_allclose(sampler(0, 3, labels[:3]), expected[:3], atol=1e-5)
     assert np.abs(sampler(1, 3) - expected[:3]).reshape(3, -1).max(1).min() > 0.01
     assert sampler.facts["step"] == 60
-    assert (sampler.facts["any_batch"], sampler.facts["event"]) == (True, [8, 8, 1])
+    assert (sampler.facts["any_batch"], sampler.facts["shape"]) == (True, [8, 8, 1])
     for arguments, sentence in (
         ((-1, 3), r"seed=-1 must be in \[0, 2\*\*32\)"),
         ((0, 0), "number=0 must be at least 1"),
@@ -95,12 +112,13 @@ def test_the_lines_of_the_readme(exported, tmp_path, monkeypatch):
     assert scope["threes"].shape == (10, 8, 8, 1)
 
 
-@pytest.mark.parametrize("settings", [{"data__logit": True, "sampling__start": "uniform"}, {"sampling__method": "consistent"}])
-def test_whatever_the_config_says(settings, tmp_path):
-    """Other samplers and spaces; and a network that is written for a batch of known size."""
-    train(quick(tmp_path / "run", sampling__num_frames=0, **settings))
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    export(prepare("export", config, tmp_path / "run", jax.devices()))
+@pytest.mark.parametrize(
+    "settings",
+    [{"data__logit": True, "sampling__start": "uniform"}, {"sampling__method": "consistent"}],
+)
+def test_other_samplers_and_spaces_are_exported(settings, tmp_path):
+    train(tmp_path / "run", perceptron(sampling__num_frames=0, **settings))
+    assert run_mode(make_command(tmp_path / "run", "export", saved_config(tmp_path / "run")))
     found = load_sampler(tmp_path / "run" / "sampler.zip")(0, 24)
     np.testing.assert_allclose(found, samples(tmp_path / "run")["samples"], atol=1e-5)
     with pytest.raises(ValueError, match="this network takes no labels"):
@@ -110,25 +128,51 @@ def test_whatever_the_config_says(settings, tmp_path):
 def test_a_chain_that_is_not_finite_is_named(exported):
     sampler = load_sampler(exported / "sampler.zip")
     sampler.parameters.update({name: leaf * np.nan for name, leaf in sampler.parameters.items()})
-    with pytest.raises(FloatingPointError, match=r"chain 0 is not finite: lower config.sampling.step_size"):
+    with pytest.raises(
+        FloatingPointError, match=r"chain 0 is not finite: lower config.sampling.step_size"
+    ):
         sampler(0, 3)
 
 
 def test_a_damaged_or_missing_file_is_named(exported, tmp_path):
     content = (exported / "sampler.zip").read_bytes()
     path = tmp_path / "sampler.zip"
-    with pytest.raises(FileNotFoundError, match=r"sampler.zip is not a file: write it with main.py .* --mode=export"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"sampler.zip is not a file: write it with main.py .* --mode=export",
+    ):
         load_sampler(path)
-    flipped = bytes(byte ^ 255 if i == len(content) // 2 else byte for i, byte in enumerate(content))
-    for damaged in (content[: len(content) // 2], flipped, b"", (exported / "samples.npz").read_bytes()):
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+    for damaged in (
+        content[:middle],
+        flipped,
+        b"",
+        (exported / "samples.npz").read_bytes(),
+    ):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"sampler.zip cannot be read as an exported sampler .*export it, once more"):
+        with pytest.raises(
+            ValueError,
+            match=r"sampler.zip cannot be read as an exported sampler .*export it, once more",
+        ):
             load_sampler(path)
 
 
-def test_the_command(finished, command, tmp_path):  # noqa: F811
+def test_the_command(finished, command, tmp_path):
     code, shown = command(f"--workdir={tmp_path / 'none'}", "--mode=export")
     assert (code, shown.count("\n")) == (2, 1)
     assert "holds no checkpoint to export from: train first" in shown
-    assert command(f"--workdir={finished}", "--mode=export", "--config.sampling.denoise=False") == (0, "")
-    assert np.abs(load_sampler(finished / "sampler.zip")(0, 16) - samples(finished)["samples"][:16]).max() > 1e-4
+    noisy = "--config.sampling.denoise=False"
+    assert command(f"--workdir={finished}", "--mode=export", noisy) == (0, "")
+    found, denoised = load_sampler(finished / "sampler.zip")(0, 16), samples(finished)["samples"]
+    assert np.abs(found - denoised[:16]).max() > 1e-4
+
+
+def test_the_printed_lines_can_be_pasted(finished, tmp_path, capsys):
+    folder = tmp_path / "it's a run"
+    folder.symlink_to(finished)
+    assert run_mode(make_command(folder, "export"))
+    shown = capsys.readouterr().out
+    code = shown.rpartition("next, in Python: ")[2].strip()
+    found = eval(code.partition("; ")[2], {"sj": score_jax})
+    np.testing.assert_allclose(found, samples(finished)["samples"][:10], atol=1e-5)

@@ -14,10 +14,10 @@ from score_jax.noise import geometric_sigmas, perturb, standard_normal
 SIGMAS = geometric_sigmas(2.0, 0.1, 5)
 
 
-def draws(batch, event, seed=0):
+def draws(batch, shape, seed=0):
     keys = jax.random.split(jax.random.key(seed), batch)
     level = jnp.arange(batch) % len(SIGMAS)
-    return keys, jax.random.normal(jax.random.key(seed + 1), (batch, *event)), level
+    return keys, jax.random.normal(jax.random.key(seed + 1), (batch, *shape)), level
 
 
 @pytest.mark.parametrize("dimension", [1, 3, CHUNK, 2 * CHUNK + 5])
@@ -39,7 +39,9 @@ def test_laplacian_of_a_mixture():
         return mixture_log_density(flat.reshape(1, 2, 3), weights, means, scales)[0]
 
     flat = x.reshape(5, 6)
-    hessian, gradient = (jax.jit(jax.vmap(derivative(log_density)))(flat) for derivative in (jax.hessian, jax.grad))
+    hessian, gradient = (
+        jax.jit(jax.vmap(derivative(log_density)))(flat) for derivative in (jax.hessian, jax.grad)
+    )
     expected = jnp.trace(hessian, axis1=1, axis2=2) + 0.5 * (gradient**2).sum(1)
     score_fn = mixture_score_fn(weights, means, scales, jnp.zeros(5))
     losses = jax.jit(implicit_score_matching, static_argnums=0)(score_fn, x, level)
@@ -47,7 +49,10 @@ def test_laplacian_of_a_mixture():
 
 
 def test_minimum_for_a_gaussian_is_the_known_one():
-    """At the score of N(0, v I) in D dimensions the mean is -D / (2 v); perturbed and weighted -D sigma^2 / (2 (v + sigma^2))."""
+    """For N(0, v I) in D dimensions the mean is -D / (2 v).
+
+    Perturbed and weighted it is -D sigma^2 / (2 (v + sigma^2)).
+    """
     v, d, n, level = 0.7, 6, 20000, 2
     keys, x, _ = draws(n, (d,), seed=level)
     x, levels, sigma = np.sqrt(v) * x, jnp.full(n, level), float(SIGMAS[level])
@@ -66,8 +71,12 @@ def test_edges_are_the_core():
     np.testing.assert_array_equal(implicit(keys, score_fn, x, level, SIGMAS), core)
     np.testing.assert_array_equal(implicit(keys[::-1], score_fn, x, level, 3 * SIGMAS), core)
     perturbed = perturb(x, standard_normal(keys, (5,)), level, SIGMAS)
-    weighted = np.asarray(SIGMAS)[np.asarray(level)] ** 2 * implicit_score_matching(score_fn, perturbed, level)
-    np.testing.assert_allclose(annealed_implicit(keys, score_fn, x, level, SIGMAS), weighted, rtol=1e-6)
+    weighted = np.asarray(SIGMAS)[np.asarray(level)] ** 2 * implicit_score_matching(
+        score_fn, perturbed, level
+    )
+    np.testing.assert_allclose(
+        annealed_implicit(keys, score_fn, x, level, SIGMAS), weighted, rtol=1e-6
+    )
 
 
 def test_under_jit_vmap_and_grad():
@@ -84,21 +93,32 @@ def test_under_jit_vmap_and_grad():
 
         def one(x, level):
             score = functools.partial(model.apply, params, level=level[None])
-            return jnp.trace(jax.jacrev(lambda x: score(x[None])[0])(x)) + 0.5 * (score(x[None]) ** 2).sum()
+            return (
+                jnp.trace(jax.jacrev(lambda x: score(x[None])[0])(x))
+                + 0.5 * (score(x[None]) ** 2).sum()
+            )
 
         return jnp.asarray(SIGMAS)[level] ** 2 * jax.vmap(one)(perturbed, level)
 
     expected = jax.jit(plainly)(params, keys, x, level)
-    np.testing.assert_allclose(jax.jit(losses)(params, keys, x, level), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(losses)(params, keys, x, level), expected, rtol=1e-5, atol=1e-5
+    )
     singles = jax.vmap(losses, (None, 0, 0, 0))(params, keys[:, None], x[:, None], level[:, None])
     np.testing.assert_allclose(singles[:, 0], expected, rtol=1e-5, atol=1e-5)
-    gradients = [jax.jit(jax.grad(lambda p, f=f: f(p, keys, x, level).mean()))(params) for f in (losses, plainly)]
+    gradients = [
+        jax.jit(jax.grad(lambda p, f=f: f(p, keys, x, level).mean()))(params)
+        for f in (losses, plainly)
+    ]
     for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_memory_of_the_gradient_grows_like_that_of_the_score():
-    """Ten times the dimensions take about ten times the memory, not a hundred times as if every derivative were kept."""
+    """Ten times the dimensions take about ten times the memory.
+
+    Storing every derivative would take a hundred times as much.
+    """
 
     def bytes_for(dimension):
         _, x, level = draws(4, (dimension,))

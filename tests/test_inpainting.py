@@ -5,8 +5,8 @@ import pytest
 from truths import assert_mean
 
 from score_jax.analytic import gaussian_score_fn
-from score_jax.inpainting import inpaint, toward_known
 from score_jax.noise import geometric_sigmas
+from score_jax.samplers.inpainting import inpaint, toward_known
 
 SIGMAS = geometric_sigmas(3.0, 0.3, 4)
 COVARIANCE = np.array([[1.0, 0.95], [0.95, 1.0]])
@@ -15,7 +15,9 @@ MEAN = np.array([0.5, -1.0])
 
 def score_fn(x, level):
     """Of N(MEAN, COVARIANCE), perturbed."""
-    precision = jnp.linalg.inv(jnp.asarray(COVARIANCE, jnp.float32) + jnp.asarray(SIGMAS)[level][0] ** 2 * jnp.eye(2))
+    precision = jnp.linalg.inv(
+        jnp.asarray(COVARIANCE, jnp.float32) + jnp.asarray(SIGMAS)[level][0] ** 2 * jnp.eye(2)
+    )
     return -(x - jnp.asarray(MEAN, jnp.float32)[None]) @ precision
 
 
@@ -23,7 +25,11 @@ def complete(number, known, num_steps=5, **settings):
     mask = np.tile([[True, False]], (number, 1))
     image = np.tile(np.array([[known, 99.0]], np.float32), (number, 1))
     keys = jax.random.split(jax.random.key(0), number)
-    run = jax.jit(lambda keys, x: inpaint(keys, score_fn, x, image, mask, SIGMAS, step_size=0.02, num_steps=num_steps, **settings))
+    run = jax.jit(
+        lambda keys, x: inpaint(
+            keys, score_fn, x, image, mask, SIGMAS, step_size=0.02, num_steps=num_steps, **settings
+        )
+    )
     return run(keys, np.zeros((number, 2), np.float32))
 
 
@@ -37,8 +43,15 @@ def recursion(known, num_steps, renew):
         keep, pull = 1 - alpha * precision[1, 1], alpha * precision[1, 0]
         shared = 0.0  # covariance with the known pixel's noise of this level
         for _ in range(num_steps):
-            mean = mean - alpha * (precision[1, 1] * (mean - MEAN[1]) + precision[1, 0] * (known - MEAN[0]))
-            variance = keep**2 * variance + pull**2 * sigma**2 - 2 * keep * pull * sigma * shared + 2 * alpha
+            mean = mean - alpha * (
+                precision[1, 1] * (mean - MEAN[1]) + precision[1, 0] * (known - MEAN[0])
+            )
+            variance = (
+                keep**2 * variance
+                + pull**2 * sigma**2
+                - 2 * keep * pull * sigma * shared
+                + 2 * alpha
+            )
             shared = 0.0 if renew else keep * shared - pull * sigma
     return mean, variance
 
@@ -68,14 +81,26 @@ def test_many_small_steps_find_the_conditional_mean():
     sigmas = geometric_sigmas(3.0, 0.05, 12)
 
     def fine(x, level):
-        precision = jnp.linalg.inv(jnp.asarray(COVARIANCE, jnp.float32) + sigmas[level][0] ** 2 * jnp.eye(2))
+        precision = jnp.linalg.inv(
+            jnp.asarray(COVARIANCE, jnp.float32) + sigmas[level][0] ** 2 * jnp.eye(2)
+        )
         return -(x - jnp.asarray(MEAN, jnp.float32)[None]) @ precision
 
     number = 4000
     mask = np.tile([[True, False]], (number, 1))
     image = np.full((number, 2), 2.0, np.float32)
     keys = jax.random.split(jax.random.key(1), number)
-    x = inpaint(keys, fine, np.zeros((number, 2), np.float32), image, mask, sigmas, step_size=0.0005, num_steps=200, renew=True).x
+    x = inpaint(
+        keys,
+        fine,
+        np.zeros((number, 2), np.float32),
+        image,
+        mask,
+        sigmas,
+        step_size=0.0005,
+        num_steps=200,
+        renew=True,
+    ).x
     assert_mean(np.asarray(x)[:, 1], MEAN[1] + 0.95 * (2.0 - MEAN[0]), "conditional mean")
 
 
@@ -83,7 +108,9 @@ def test_shapes_must_agree():
     keys = jax.random.split(jax.random.key(0), 2)
     x = np.zeros((2, 3), np.float32)
     with pytest.raises(ValueError, match="must have one shape"):
-        inpaint.__wrapped__(keys, score_fn, x, x[:, :2], np.ones((2, 3), bool), SIGMAS, step_size=0.1, num_steps=1)
+        inpaint(
+            keys, score_fn, x, x[:, :2], np.ones((2, 3), bool), SIGMAS, step_size=0.1, num_steps=1
+        )
 
 
 def test_guidance_of_an_uncorrelated_gaussian_is_the_stated_gradient():
@@ -92,11 +119,14 @@ def test_guidance_of_an_uncorrelated_gaussian_is_the_stated_gradient():
     exact = gaussian_score_fn(jnp.zeros(3), v, SIGMAS)
     x, known = np.array([[0.3, -1.0, 2.0]], np.float32), np.array([[1.0, 0.5, 9.0]], np.float32)
     mask, level = np.array([[True, True, False]]), np.array([1])
-    found = toward_known(exact, known, mask, SIGMAS, weight=0.7, variance=v)(x, level) - exact(x, level)
+    found = toward_known(exact, known, mask, SIGMAS, weight=0.7, variance=v)(x, level) - exact(
+        x, level
+    )
     shrink = v / (v + sigma**2)
     expected = 0.7 * shrink * (known - shrink * x) * (sigma**2 + v) / (sigma**2 * v) * mask
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    # With v the data's own variance, this is the exact score of x given what is known of it, as far as it is known.
+    # If v is the variance of the data, this is the exact score of the known pixels of x given
+    # their values.
     posterior = (known - x) / sigma**2
     whole = toward_known(exact, known, mask, SIGMAS, variance=v)(x, level)
     np.testing.assert_allclose(np.asarray(whole)[mask], posterior[mask], rtol=1e-4)

@@ -32,9 +32,16 @@ def test_dilation_reaches_further():
 
 
 def test_instance_norm_removes_mean_and_scale_and_adds_the_means_back():
-    h = 3 + 5 * jax.random.normal(jax.random.key(1), (4, 16, 16, 6)) * jnp.arange(1.0, 7.0)[None, None, None]
+    h = (
+        3
+        + 5
+        * jax.random.normal(jax.random.key(1), (4, 16, 16, 6))
+        * jnp.arange(1.0, 7.0)[None, None, None]
+    )
     norm = ConditionalInstanceNormPlus(num_levels=2)
-    embedding = jnp.concatenate([jnp.ones((2, 6)), jnp.array([[0.0], [1.0]]) * jnp.ones((2, 6)), jnp.zeros((2, 6))], 1)
+    embedding = jnp.concatenate(
+        [jnp.ones((2, 6)), jnp.array([[0.0], [1.0]]) * jnp.ones((2, 6)), jnp.zeros((2, 6))], 1
+    )
     plain = norm.apply({"params": {"embedding": embedding}}, h, jnp.zeros(4, int))
     np.testing.assert_allclose(plain.mean((1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(plain.std((1, 2)), 1, atol=1e-4)
@@ -49,7 +56,9 @@ def test_pooling():
     h = jnp.arange(16.0).reshape(1, 4, 4, 1)
     np.testing.assert_array_equal(mean_pool_2x2(h)[0, :, :, 0], [[2.5, 4.5], [10.5, 12.5]])
     ones = mean_pool_5x5(jnp.ones((1, 6, 6, 1)))[0, :, :, 0]
-    np.testing.assert_allclose([ones[0, 0], ones[2, 2], ones[0, 2]], [9 / 25, 1, 15 / 25], rtol=1e-6)
+    np.testing.assert_allclose(
+        [ones[0, 0], ones[2, 2], ones[0, 2]], [9 / 25, 1, 15 / 25], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 6), (5, 9), (4, 3)])
@@ -63,7 +72,8 @@ def test_resize_keeps_linear_functions_and_corners(size):
 def test_flat_uniform_equals_a_shaped_draw():
     key = jax.random.key(2)
     np.testing.assert_array_equal(
-        flat_uniform(0.5)(key, (3, 3, 2, 4)), jax.random.uniform(key, (3, 3, 2, 4), minval=-0.5, maxval=0.5)
+        flat_uniform(0.5)(key, (3, 3, 2, 4)),
+        jax.random.uniform(key, (3, 3, 2, 4), minval=-0.5, maxval=0.5),
     )
 
 
@@ -77,15 +87,23 @@ def test_derivatives_of_the_norm_are_those_of_its_definition():
         mu = h.mean((1, 2), keepdims=True)
         variance = ((h - mu) ** 2).mean((1, 2), keepdims=True)
         of_means = ((mu - mu.mean(-1, keepdims=True)) ** 2).sum(-1, keepdims=True) / 4
-        normalized = (h - mu) / jnp.sqrt(variance + 1e-5) + alpha * (mu - mu.mean(-1, keepdims=True)) / jnp.sqrt(of_means + 1e-5)
+        normalized = (h - mu) / jnp.sqrt(variance + 1e-5) + alpha * (
+            mu - mu.mean(-1, keepdims=True)
+        ) / jnp.sqrt(of_means + 1e-5)
         return gamma * normalized + beta
 
     def ours(h):
-        return ConditionalInstanceNormPlus(num_levels=1).apply({"params": {"embedding": embedding}}, h, jnp.zeros(2, int))
+        return ConditionalInstanceNormPlus(num_levels=1).apply(
+            {"params": {"embedding": embedding}}, h, jnp.zeros(2, int)
+        )
 
     def derivatives(norm):
         gradient = jax.grad(lambda h: jnp.sum(norm(h) ** 3))
-        return [norm(h), *jax.jvp(gradient, (h,), (v,)), jax.grad(lambda h: jnp.sum(jax.jvp(norm, (h,), (v,))[1] ** 2))(h)]
+        return [
+            norm(h),
+            *jax.jvp(gradient, (h,), (v,)),
+            jax.grad(lambda h: jnp.sum(jax.jvp(norm, (h,), (v,))[1] ** 2))(h),
+        ]
 
     for found, expected in zip(derivatives(ours), derivatives(defined), strict=True):
         assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
@@ -103,12 +121,16 @@ def test_the_maximum_of_5x5_is_that_of_every_square_and_its_gradient_goes_there(
 
 def test_elu():
     x = jnp.linspace(-20, 20, 4001)
-    np.testing.assert_allclose(elu(x), np.where(x > 0, x, np.expm1(np.minimum(np.float64(x), 0))), atol=1.5e-7)
-    np.testing.assert_allclose(jax.vmap(jax.grad(elu))(x), np.where(x > 0, 1, np.exp(np.minimum(x, 0))), rtol=1e-5)
+    np.testing.assert_allclose(
+        elu(x), np.where(x > 0, x, np.expm1(np.minimum(np.float64(x), 0))), atol=1.5e-7
+    )
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(elu))(x), np.where(x > 0, 1, np.exp(np.minimum(x, 0))), rtol=1e-5
+    )
     assert jax.grad(elu)(1000.0) == 1
 
 
 def test_only_two_precisions_are_offered():
     assert compute_dtype("bfloat16") == jnp.bfloat16
-    with pytest.raises(ValueError, match="dtype='float16' is not a precision"):
+    with pytest.raises(ValueError, match="dtype='float16' is not supported: choose float32 or bfloat16"):
         compute_dtype("float16")

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from score_jax.models.official import from_official, to_official
 from truths import NCSN_FIXTURES, NCSNV2_FIXTURES, golden, relative
 
-from score_jax.convert import from_official, to_official
-from score_jax.langevin import annealed_langevin, denoise, langevin_step
 from score_jax.losses.dsm import denoising_score_matching
 from score_jax.models.layers import ConditionalInstanceNormPlus
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
 from score_jax.models.refinenet import ResidualBlock
+from score_jax.noise import geometric_sigmas
+from score_jax.samplers.langevin import annealed_langevin
 
 
 @functools.cache
@@ -21,7 +22,9 @@ def official(name):
     g = golden(name)
     g["model"], params = from_official(g["param"])
     g["params"] = jax.tree.map(jnp.asarray, params)
-    g["score_fn"] = jax.jit(lambda params, x, level: g["model"].apply({"params": params}, x, level))
+    g["score_fn"] = jax.jit(
+        lambda params, x, level: g["model"].apply({"params": params}, x, level)
+    )
     return g
 
 
@@ -39,7 +42,9 @@ def test_loss_gradients_and_adam_step_are_the_official_ones(name):
     @jax.value_and_grad
     def loss_fn(params):
         score_fn = functools.partial(g["model"].apply, {"params": params})
-        return denoising_score_matching(score_fn, g["x"], g["dsm_noise"], g["labels"], g["sigmas"]).mean()
+        return denoising_score_matching(
+            score_fn, g["x"], g["dsm_noise"], g["labels"], g["sigmas"]
+        ).mean()
 
     loss, grads = loss_fn(g["params"])
     assert relative(loss, g["dsm_loss"]) < 1e-4
@@ -56,26 +61,32 @@ def test_loss_gradients_and_adam_step_are_the_official_ones(name):
 
 @pytest.mark.parametrize("name", NCSN_FIXTURES + NCSNV2_FIXTURES)
 def test_annealed_langevin_chain_is_the_official_one(name):
-    """The official noise, step by step; the sampler draws its own and is held to the same formula in test_langevin."""
+    """The sampler itself, fed with the official noise in the place of its own."""
     g = official(name)
-    x, sigmas = g["ald_init"], g["sigmas"]
-    for level, noises in enumerate(g["ald_noise"]):
-        alpha = g["config"]["step_lr"] * (sigmas[level] / sigmas[-1]) ** 2
-        for noise in noises:
-            score = g["score_fn"](g["params"], x, np.full(len(x), level))
-            x = langevin_step(score, x, noise, alpha)
+    sigmas, noise = jnp.asarray(g["sigmas"]), jnp.asarray(g["ald_noise"])
+    num_levels, num_steps = noise.shape[:2]
+    recorded = noise.reshape(num_levels * num_steps, *noise.shape[2:])
+    run = functools.partial(
+        annealed_langevin,
+        None,
+        functools.partial(g["score_fn"], g["params"]),
+        jnp.asarray(g["ald_init"]),
+        sigmas,
+        step_size=float(g["config"]["step_lr"]),
+        num_steps=num_steps,
+        noise_fn=lambda n: recorded[n],
+    )
     if name in NCSN_FIXTURES:
-        assert relative(x, g["ald_final"]) < 1e-4
-    else:
-        assert relative(x, g["ald_final_before_denoise"]) < 1e-4
-        score_fn = functools.partial(g["score_fn"], g["params"])
-        last = np.full(len(x), len(sigmas) - 1)
-        assert relative(denoise(score_fn, x, last, sigmas), g["ald_final_denoised"]) < 1e-4
+        assert relative(run().x, g["ald_final"]) < 1e-4
+        return
+    trajectory = run(denoise=True, num_snapshots=1)
+    assert relative(trajectory.snapshots[0], g["ald_final_before_denoise"]) < 1e-4
+    assert relative(trajectory.x, g["ald_final_denoised"]) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["ncsn_mnist_ngf8", "ncsnv2_cifar_ngf8"])
 def test_host_arrays_as_parameters_sample_in_one_program(name):
-    """As they come from a file or a checkpoint: closed over, not passed in."""
+    """Parameters as they come from a file, closed over and not passed as arguments."""
     g = official(name)
     params = jax.tree.map(np.asarray, g["params"])
     score_fn = functools.partial(g["model"].apply, {"params": params})
@@ -83,23 +94,32 @@ def test_host_arrays_as_parameters_sample_in_one_program(name):
     keys = jax.random.split(jax.random.key(0), len(x))
     settings = {"step_size": 1e-7, "num_steps": 1}
     found = annealed_langevin(keys, score_fn, x, g["sigmas"][-2:], **settings)
-    assert bool(jnp.isfinite(found).all())
+    assert bool(jnp.isfinite(found.x).all())
 
 
 def init_shapes(model, *shape):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32))["params"]
+    return jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+    )["params"]
 
 
 @pytest.mark.parametrize(
     ("width", "shape", "published"),
-    [(16, (28, 28, 1), 518_817), (32, (32, 32, 3), 1_966_019), (64, (28, 28, 1), 7_638_657), (128, (32, 32, 3), 30_117_635)],
+    [
+        (16, (28, 28, 1), 518_817),
+        (32, (32, 32, 3), 1_966_019),
+        (64, (28, 28, 1), 7_638_657),
+        (128, (32, 32, 3), 30_117_635),
+    ],
 )
 def test_parameter_counts_of_ncsn(width, shape, published):
-    assert sum(leaf.size for leaf in jax.tree.leaves(init_shapes(NCSN(num_levels=10, width=width), *shape))) == published
+    params = init_shapes(NCSN(num_levels=10, width=width), *shape)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == published
 
 
 @pytest.mark.parametrize(
-    ("variant", "size", "published"), [("standard", 32, 29_694_083), ("deeper", 64, 83_445_379), ("deepest", 256, 94_132_611)]
+    ("variant", "size", "published"),
+    [("standard", 32, 29_694_083), ("deeper", 64, 83_445_379), ("deepest", 256, 94_132_611)],
 )
 def test_parameter_counts_of_ncsnv2(variant, size, published):
     params = init_shapes(NCSNv2(sigmas=(1.0, 0.1), width=128, variant=variant), size, size, 3)
@@ -108,22 +128,41 @@ def test_parameter_counts_of_ncsnv2(variant, size, published):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (6, 10, 2), (30, 4, 4)])
-@pytest.mark.parametrize("model", [NCSN(num_levels=3, width=4), NCSNv2(sigmas=(1.0, 0.5, 0.1), width=4)])
+@pytest.mark.parametrize(
+    "model", [NCSN(num_levels=3, width=4), NCSNv2(sigmas=(1.0, 0.5, 0.1), width=4)]
+)
 def test_any_even_size_and_any_number_of_channels(model, shape):
     x = jnp.zeros((2, *shape))
-    out = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), x, jnp.zeros(2, int)), x, jnp.zeros(2, int)))
+    level = jnp.zeros(2, int)
+    out = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), x, level), x, level))
     assert out.shape == x.shape
 
 
 @pytest.mark.parametrize(
     ("model", "shape", "words"),
     [
-        (NCSN(num_levels=3, width=4), (27, 28, 1), "NCSN cannot take 27x28: height and width must be multiples of 2"),
+        (
+            NCSN(num_levels=3, width=4),
+            (27, 28, 1),
+            "NCSN cannot take 27x28: height and width must be multiples of 2",
+        ),
         (NCSN(num_levels=3, width=4), (2, 2, 1), "cannot take 2x2: .* at least 4"),
         (NCSN(num_levels=3, width=1), (8, 8, 1), "width=1 must be at least 2"),
-        (NCSNv2(sigmas=(1.0,), width=4, variant="deeper"), (30, 32, 3), r"NCSNv2 \(deeper\) cannot take 30x32: .* multiples of 4"),
-        (NCSNv2(sigmas=(1.0,), width=4, variant="deepest"), (36, 36, 3), "multiples of 8 and at least 16"),
-        (NCSNv2(sigmas=(1.0,), width=4, variant="deep"), (32, 32, 3), "variant='deep' is not known: choose among standard, deeper"),
+        (
+            NCSNv2(sigmas=(1.0,), width=4, variant="deeper"),
+            (30, 32, 3),
+            r"NCSNv2 \(deeper\) cannot take 30x32: .* multiples of 4",
+        ),
+        (
+            NCSNv2(sigmas=(1.0,), width=4, variant="deepest"),
+            (36, 36, 3),
+            "multiples of 8 and at least 16",
+        ),
+        (
+            NCSNv2(sigmas=(1.0,), width=4, variant="deep"),
+            (32, 32, 3),
+            "variant='deep' is not known: choose among standard, deeper",
+        ),
     ],
 )
 def test_what_a_network_cannot_take_is_refused(model, shape, words):
@@ -134,7 +173,9 @@ def test_what_a_network_cannot_take_is_refused(model, shape, words):
 def test_initial_values():
     """Convolutions uniform in +-1/sqrt(fan_in); gamma and alpha near 1, beta 0."""
     norm = functools.partial(ConditionalInstanceNormPlus, num_levels=10)
-    block = ResidualBlock(16, norm).init(jax.random.key(0), jnp.zeros((1, 8, 8, 16)), jnp.zeros(1, jnp.int32))["params"]
+    block = ResidualBlock(16, norm).init(
+        jax.random.key(0), jnp.zeros((1, 8, 8, 16)), jnp.zeros(1, jnp.int32)
+    )["params"]
     kernel, bound = np.asarray(block["conv1"]["kernel"], np.float64), 1 / np.sqrt(9 * 16)
     assert np.abs(kernel).max() <= bound
     np.testing.assert_allclose(kernel.std(), bound / np.sqrt(3), rtol=0.05)
@@ -154,7 +195,9 @@ def test_logit_transformed_data_is_not_centered():
 
 def test_no_gradient_reaches_the_sigmas_of_ncsnv2():
     g = official("ncsnv2_cifar_ngf8")
-    grads = jax.jit(jax.grad(lambda params: g["model"].apply({"params": params}, g["x"], g["labels"]).sum()))(g["params"])
+    grads = jax.jit(
+        jax.grad(lambda params: g["model"].apply({"params": params}, g["x"], g["labels"]).sum())
+    )(g["params"])
     np.testing.assert_array_equal(grads["sigmas"], 0)
     assert np.abs(grads["begin_conv"]["kernel"]).max() > 0
     updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(g["params"]))
@@ -169,15 +212,47 @@ def test_bfloat16_computes_nearly_the_same_score_from_the_same_parameters(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype("float32")}
     score = jax.jit(model.apply)({"params": g["params"]}, g["x"], g["labels"])
     assert score.dtype == jnp.float32
-    assert 1e-4 < relative(score, g["score"]) < 5e-2  # 8 bits of mantissa, through some twenty layers
+    assert (
+        1e-4 < relative(score, g["score"]) < 5e-2
+    )  # 8 bits of mantissa, through some twenty layers
 
 
 def test_rematerialisation_changes_no_gradient():
     g = official("ncsn_mnist_ngf8")
 
     def gradient(model):
-        loss = jax.grad(lambda params: jnp.sum(model.apply({"params": params}, g["x"], g["labels"]) ** 2))
-        return jax.jit(loss, compiler_options={"xla_backend_optimization_level": 0})(g["params"])  # compiles sooner
+        loss = jax.grad(
+            lambda params: jnp.sum(model.apply({"params": params}, g["x"], g["labels"]) ** 2)
+        )
+        return jax.jit(loss, compiler_options={"xla_backend_optimization_level": 0})(
+            g["params"]
+        )  # compiles sooner
 
     plain, again = (gradient(g["model"].clone(remat=remat)) for remat in (False, True))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()), plain, again)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()),
+        plain,
+        again,
+    )
+
+
+def test_networks_take_the_array_of_noise_levels():
+    sigmas = geometric_sigmas(1.0, 0.1, 5)
+    assert NCSN(sigmas=sigmas) == NCSN(num_levels=5)
+    assert NCSNv2(sigmas=sigmas) == NCSNv2(sigmas=tuple(np.asarray(sigmas).tolist()))
+    assert hash(NCSNv2(sigmas=sigmas)) == hash(NCSNv2(sigmas=np.asarray(sigmas)))
+    with pytest.raises(ValueError, match="num_levels=4 differs from the number of sigmas, 5"):
+        NCSN(num_levels=4, sigmas=sigmas)
+    with pytest.raises(ValueError, match="num_levels=None must be at least 1: give num_levels or"):
+        NCSN()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize(
+    "model", [NCSN(num_levels=3, width=4), NCSNv2(sigmas=(1.0, 0.5, 0.1), width=4)]
+)
+def test_the_score_has_the_dtype_of_the_images(model, dtype):
+    x = jnp.zeros((2, 8, 8, 1), dtype)
+    level = jnp.zeros(2, int)
+    out = jax.eval_shape(lambda: model.apply(model.init(jax.random.key(0), x, level), x, level))
+    assert out.dtype == dtype

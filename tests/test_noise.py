@@ -77,12 +77,19 @@ def test_what_an_example_draws_depends_on_its_index_alone():
 
 def test_flat_draws_are_those_of_the_full_shape():
     keys = jax.random.split(jax.random.key(0), 3)
-    np.testing.assert_array_equal(standard_normal(keys, (5, 3, 2)), jax.vmap(lambda k: jax.random.normal(k, (5, 3, 2)))(keys))
-    np.testing.assert_array_equal(standard_uniform(keys, (5, 3, 2)), jax.vmap(lambda k: jax.random.uniform(k, (5, 3, 2)))(keys))
+    np.testing.assert_array_equal(
+        standard_normal(keys, (5, 3, 2)), jax.vmap(lambda k: jax.random.normal(k, (5, 3, 2)))(keys)
+    )
+    np.testing.assert_array_equal(
+        standard_uniform(keys, (5, 3, 2)),
+        jax.vmap(lambda k: jax.random.uniform(k, (5, 3, 2)))(keys),
+    )
 
 
 def test_noise_is_standard_normal_and_independent():
-    x = np.asarray(standard_normal(example_keys(jax.random.key(1), np.arange(20000)), (2,)), np.float64)
+    x = np.asarray(
+        standard_normal(example_keys(jax.random.key(1), np.arange(20000)), (2,)), np.float64
+    )
     assert_mean(x[:, 0], 0, "mean")
     assert_mean(x[:, 0] ** 2, 1, "variance")
     assert_mean(x[:, 0] ** 4, 3, "fourth moment")
@@ -93,7 +100,9 @@ def test_noise_is_standard_normal_and_independent():
 @pytest.mark.parametrize("draw", [uniform_levels, stratified_levels])
 def test_each_level_is_drawn_equally_often(draw):
     index, count = np.arange(50), 400
-    levels = jax.jit(jax.vmap(lambda k: draw(k, index, batch_size=50, num_levels=7)))(jax.random.split(jax.random.key(2), count))
+    levels = jax.jit(jax.vmap(lambda k: draw(k, index, batch_size=50, num_levels=7)))(
+        jax.random.split(jax.random.key(2), count)
+    )
     levels = np.asarray(levels)
     assert levels.dtype == np.int32
     assert levels.min() == 0
@@ -105,12 +114,19 @@ def test_each_level_is_drawn_equally_often(draw):
 
 
 def test_stratified_levels_cover_all_levels_in_every_batch():
-    levels = np.asarray(stratified_levels(jax.random.key(3), np.arange(64), batch_size=64, num_levels=16))
+    levels = np.asarray(
+        stratified_levels(jax.random.key(3), np.arange(64), batch_size=64, num_levels=16)
+    )
     np.testing.assert_array_equal(np.bincount(levels, minlength=16), 4)
-    halves = [stratified_levels(jax.random.key(3), np.arange(32) + 32 * d, batch_size=64, num_levels=16) for d in (0, 1)]
+    halves = [
+        stratified_levels(jax.random.key(3), np.arange(32) + 32 * d, batch_size=64, num_levels=16)
+        for d in (0, 1)
+    ]
     np.testing.assert_array_equal(np.concatenate(halves), levels)
 
 
 def test_perturb_uses_each_examples_own_level():
     x, noise = jnp.ones((2, 3, 1)), jnp.full((2, 3, 1), 2.0)
-    np.testing.assert_allclose(perturb(x, noise, np.array([1, 0]), np.array([10.0, 0.5]))[:, 0, 0], [2.0, 21.0])
+    np.testing.assert_allclose(
+        perturb(x, noise, np.array([1, 0]), np.array([10.0, 0.5]))[:, 0, 0], [2.0, 21.0]
+    )

@@ -1,9 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from truths import assert_mean
 
 from score_jax.analytic import gaussian_score_fn
-from score_jax.evaluation.objective import losses_per_level
+from score_jax.evaluation.objective import evaluate, losses_per_level
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import geometric_sigmas
 
@@ -13,15 +17,52 @@ SIGMAS = geometric_sigmas(2.0, 0.1, 4)
 def test_losses_of_a_gaussian_at_every_level_are_the_known_ones():
     v, n = 0.7, 20000
     x = np.sqrt(v) * jax.random.normal(jax.random.key(0), (n, 3))
-    losses = losses_per_level(jax.random.key(1), annealed_dsm, gaussian_score_fn(jnp.zeros(3), v, SIGMAS), x, np.arange(n), SIGMAS)
+    exact = gaussian_score_fn(jnp.zeros(3), v, SIGMAS)
+    losses = losses_per_level(jax.random.key(1), annealed_dsm, exact, x, np.arange(n), SIGMAS)
     assert losses.shape == (4, n)
     for level, sigma in enumerate(np.asarray(SIGMAS)):
         at_level = np.asarray(losses[level], np.float64)
         assert abs(at_level.mean() - 1.5 * v / (v + sigma**2)) < 5 * at_level.std() / np.sqrt(n)
 
 
-def test_an_example_is_judged_alike_in_any_batch():
-    score_fn, x = gaussian_score_fn(jnp.zeros(3), 1.0, SIGMAS), jax.random.normal(jax.random.key(0), (6, 3))
-    whole = losses_per_level(jax.random.key(1), annealed_dsm, score_fn, x, np.arange(6), SIGMAS)
-    part = losses_per_level(jax.random.key(1), annealed_dsm, score_fn, x[4:], np.arange(4, 6), SIGMAS)
+def test_the_loss_of_an_example_does_not_depend_on_its_batch():
+    score_fn = gaussian_score_fn(jnp.zeros(3), 1.0, SIGMAS)
+    x, key = jax.random.normal(jax.random.key(0), (6, 3)), jax.random.key(1)
+    whole = losses_per_level(key, annealed_dsm, score_fn, x, np.arange(6), SIGMAS)
+    part = losses_per_level(key, annealed_dsm, score_fn, x[4:], np.arange(4, 6), SIGMAS)
     np.testing.assert_allclose(part, whole[:, 4:], rtol=1e-6)
+
+
+def test_evaluate_covers_every_example_on_any_number_of_devices():
+    v, n = 0.7, 5000
+    x = (np.sqrt(v) * np.random.default_rng(0).normal(size=(n, 3))).astype(np.float32)
+    exact = gaussian_score_fn(jnp.zeros(3), v, SIGMAS)
+    run = functools.partial(evaluate, annealed_dsm, exact, x, SIGMAS, progress=False)
+    losses = run(batch_size=1024)
+    assert losses.shape == (n, 4)
+    assert losses.dtype == np.float64
+    for level, sigma in enumerate(np.asarray(SIGMAS)):
+        assert_mean(losses[:, level], 1.5 * v / (v + sigma**2))
+    for change in ({"batch_size": 700}, {"devices": jax.devices()[:1]}, {"device_megabytes": 0}):
+        np.testing.assert_allclose(run(**change), losses, rtol=1e-5)
+    assert np.abs(run(seed=1) - losses).max() > 0.1
+
+
+def test_evaluate_conditions_on_labels():
+    x = np.array([[1.0], [-1.0]] * 8, np.float32)
+    label = np.array([0, 1] * 8)
+
+    def score_fn(x, level, label):
+        mean = jnp.where(label == 0, 1.0, -1.0)[:, None]
+        return (mean - x) / SIGMAS[level][:, None] ** 2
+
+    # Point masses: the exact score of the own class has no loss, that of the other class has.
+    run = functools.partial(evaluate, annealed_dsm, score_fn, x, SIGMAS, progress=False)
+    assert run(label=label, batch_size=16).max() < 1e-6
+    assert run(label=1 - label, batch_size=16).min() > 0.49  # 2 / sigma^2 at sigma = 2
+
+
+def test_evaluate_refuses_a_batch_that_the_devices_do_not_divide():
+    score_fn = gaussian_score_fn(jnp.zeros(3), 1.0, SIGMAS)
+    with pytest.raises(ValueError, match="batch_size=5 cannot be split over 2 devices"):
+        evaluate(annealed_dsm, score_fn, np.zeros((8, 3), np.float32), SIGMAS, batch_size=5)

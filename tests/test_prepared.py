@@ -1,3 +1,4 @@
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,14 +10,15 @@ from PIL import Image
 
 from score_jax.data import prepared
 from score_jax.data.dataset import in_memory
-from score_jax.data.files import ImageTransform, UnreadableImageError
+from score_jax.data.files import AS_STORED, ImageTransform, UnreadableImageError
 
-AS_STORED = ImageTransform()
 NUMBERS = {"train": 20, "test": 7}
 
 
 def images(split, shape=(6, 7, 3)):
-    return np.random.default_rng(len(split)).integers(0, 256, (NUMBERS[split], *shape), dtype=np.uint8)
+    return np.random.default_rng(len(split)).integers(
+        0, 256, (NUMBERS[split], *shape), dtype=np.uint8
+    )
 
 
 class PreparedBuilder(tensorflow_datasets.core.GeneratorBasedBuilder, skip_registration=True):
@@ -42,12 +44,18 @@ class TinyColors(PreparedBuilder):
         }
 
     def examples(self, split):
-        return [{"image": Image.fromarray(x), "label": i % 5, "number": i} for i, x in enumerate(images(split))]
+        return [
+            {"image": Image.fromarray(x), "label": i % 5, "number": i}
+            for i, x in enumerate(images(split))
+        ]
 
 
 class TinyGreys(PreparedBuilder):
     def features(self):
-        return {"image": tensorflow_datasets.features.Image(shape=(4, 4, 1)), "attributes": {"smiling": np.bool_}}
+        return {
+            "image": tensorflow_datasets.features.Image(shape=(4, 4, 1)),
+            "attributes": {"smiling": np.bool_},
+        }
 
     def examples(self, split):
         greys = images(split, (4, 4))
@@ -56,7 +64,10 @@ class TinyGreys(PreparedBuilder):
 
 class TinyUnlabeled(TinyColors):
     def examples(self, split):
-        return [{**example, "label": -1 if split == "test" else 0} for example in super().examples(split)]
+        return [
+            {**example, "label": -1 if split == "test" else 0}
+            for example in super().examples(split)
+        ]
 
 
 class TinyWords(PreparedBuilder):
@@ -76,27 +87,41 @@ def data_dir(tmp_path_factory):
 
 
 def load(name, data_dir, transform=AS_STORED, train="train", held_out="test", **options):
-    return prepared.tfds(name, data_dir, train_split=train, held_out_split=held_out, transform=transform, **options)
+    return prepared.tfds(
+        name, data_dir, train_split=train, held_out_split=held_out, transform=transform, **options
+    )
 
 
 def in_any_order(stored, *truths):
     """The order in which truths are stored: a preparation shuffles."""
-    order = [next(i for i, true in enumerate(truths[0]) if np.array_equal(true, one)) for one in stored]
+    order = [
+        next(i for i, true in enumerate(truths[0]) if np.array_equal(true, one)) for one in stored
+    ]
     assert sorted(order) == list(range(len(truths[0])))
     return np.array(order)
 
 
 def test_images_and_labels_are_those_that_were_prepared(data_dir):
     data = load("tiny_colors", data_dir)
-    assert (data.train.shape, data.train.dtype, data.num_values, data.num_classes) == ((20, 6, 7, 3), np.uint8, 256, 5)
-    for split, stored, labels in (("train", data.train, data.train_labels), ("test", data.held_out, data.held_out_labels)):
+    assert (data.train.shape, data.train.dtype, data.num_values, data.num_classes) == (
+        (20, 6, 7, 3),
+        np.uint8,
+        256,
+        5,
+    )
+    for split, stored, labels in (
+        ("train", data.train, data.train_labels),
+        ("test", data.held_out, data.held_out_labels),
+    ):
         order = in_any_order(in_memory(stored), images(split))
         np.testing.assert_array_equal(labels, order % 5)
         assert labels.dtype == np.int32
 
 
 def test_images_are_those_of_the_library_itself(data_dir):
-    source = tensorflow_datasets.data_source("tiny_colors", split="train", data_dir=data_dir, download=False)
+    source = tensorflow_datasets.data_source(
+        "tiny_colors", split="train", data_dir=data_dir, download=False
+    )
     data = load("tiny_colors", data_dir)
     np.testing.assert_array_equal(in_memory(data.train), [record["image"] for record in source])
     np.testing.assert_array_equal(data.train_labels, [record["label"] for record in source])
@@ -104,18 +129,18 @@ def test_images_are_those_of_the_library_itself(data_dir):
 
 def test_grey_images_without_labels(data_dir):
     data = load("tiny_greys", data_dir)
-    assert (data.train_labels, data.held_out_labels, data.num_classes) == (None, None, 0)
+    assert data[3:] == (None, None, None, None)
     in_any_order(in_memory(data.train), images("train", (4, 4))[..., None])
     assert load("tiny_greys", data_dir, ImageTransform(channels=3)).train.shape == (20, 4, 4, 3)
 
 
 def test_examples_without_a_class_make_a_data_set_without_labels(data_dir):
     assert load("tiny_unlabeled", data_dir, held_out="train").num_classes == 5
-    assert load("tiny_unlabeled", data_dir)[3:] == (None, None, 0)
+    assert load("tiny_unlabeled", data_dir)[3:] == (None, None, None, None)
 
 
 def test_labels_need_not_be_read(data_dir):
-    assert load("tiny_colors", data_dir, labels=False)[3:] == (None, None, 0)
+    assert load("tiny_colors", data_dir, labels=False)[3:] == (None, None, None, None)
 
 
 def test_splits_may_be_parts(data_dir):
@@ -130,9 +155,17 @@ def test_splits_may_be_parts(data_dir):
 def test_images_are_transformed_as_files_are(data_dir):
     whole = load("tiny_colors", data_dir).train[3]
     data = load("tiny_colors", data_dir, ImageTransform(crop=5, size=3, channels=1))
-    truth = Image.fromarray(whole).convert("L").crop((1, 0, 6, 5)).resize((3, 3), Image.Resampling.BILINEAR)
+    truth = (
+        Image.fromarray(whole)
+        .convert("L")
+        .crop((1, 0, 6, 5))
+        .resize((3, 3), Image.Resampling.BILINEAR)
+    )
     np.testing.assert_array_equal(data.train[3], np.asarray(truth)[..., None])
-    with pytest.raises(UnreadableImageError, match=r"tiny_colors: train, record 0 cannot be read \(its 6 x 7 pixels"):
+    with pytest.raises(
+        UnreadableImageError,
+        match=r"tiny_colors: train, record 0 cannot be read \(its 6 x 7 pixels",
+    ):
         load("tiny_colors", data_dir, ImageTransform(crop=50))
 
 
@@ -151,9 +184,13 @@ def test_a_damaged_record_is_named(data_dir, tmp_path):
     content = bytearray(file.read_bytes())
     content[content.rindex(b"IDAT") + 20] ^= 255
     file.write_bytes(content)
-    with pytest.raises(UnreadableImageError, match=r"tiny_colors: train cannot be read \(.*\): prepare it again"):
+    with pytest.raises(
+        UnreadableImageError, match=r"tiny_colors: train cannot be read \(.*\): prepare it again"
+    ):
         load("tiny_colors", str(copy))
-    with pytest.raises(UnreadableImageError, match=r"tiny_colors: train, record \d+ cannot be read \("):
+    with pytest.raises(
+        UnreadableImageError, match=r"tiny_colors: train, record \d+ cannot be read \("
+    ):
         in_memory(load("tiny_colors", str(copy), labels=False).train)
 
 
@@ -164,9 +201,35 @@ def test_a_data_set_that_is_not_prepared(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_command_that_prepares_a_data_set_can_be_pasted(tmp_path):
+    folder = str(tmp_path / "my data")
+    with pytest.raises(FileNotFoundError) as caught:
+        load("cifar10", folder)
+    command = str(caught.value).partition("TensorFlow is installed, ")[2]
+    assert shlex.split(command)[-1] == f"--data_dir={folder}"
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_the_usual_place_is_that_of_the_library(data_dir, monkeypatch, path):
+    usual = tensorflow_datasets.core.constants
+    monkeypatch.setattr(usual, "DATA_DIR", data_dir)
+    assert load("tiny_colors", path).train.shape == (20, 6, 7, 3)
+
+
+def test_a_path_may_begin_at_home(data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(data_dir).parent))
+    assert load("tiny_colors", f"~/{Path(data_dir).name}").train.shape == (20, 6, 7, 3)
+
+
+def test_transforms_that_are_out_of_range(data_dir):
+    with pytest.raises(ValueError, match="size=0 must be at least 1, or None"):
+        load("tiny_colors", data_dir, ImageTransform(size=0))
+
+
 def test_a_data_set_that_is_prepared_in_another_format(data_dir, tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"prepared as tfrecord only in .* tfds build tiny_colors --file_format=array_record"
+        FileNotFoundError,
+        match=r"prepared as tfrecord only in .* tfds build tiny_colors --file_format=array_record",
     ):
         load("tiny_colors", in_other_format(data_dir, tmp_path))
 
@@ -184,16 +247,19 @@ def in_other_format(data_dir, tmp_path):
     [
         (
             "cifer10",
-            "config.data.name='cifer10' is not known to .*: names like it are cifar10, .*; in .* there is tiny_colors, tiny_greys",
+            "^name='cifer10' is not known to .*: similar names are cifar10, .*; in .* there is "
+            "tiny_colors, tiny_greys",
         ),
-        ("tiny_color", "names like it are tiny_colors"),
+        ("tiny_color", "similar names are tiny_colors"),
         (
             "lsun/bathtub",
-            r"'lsun/bathtub' cannot be opened by .* \(BuilderConfig bathtub not found .*\): there is .*lsun/bedroom, ",
+            r"name='lsun/bathtub' cannot be opened by .* \(BuilderConfig bathtub not found .*\): "
+            r"there is .*lsun/bedroom, ",
         ),
         ("cifar10:9.9.9", "cannot be loaded at version 9.9.9"),
-        ("", "name='' cannot be opened"),
-        ("tiny_words", r"'tiny_words' .* has no image of 8 bits, but the features words \(Text\)"),
+        ("", "name='' must be that of a data set, such as 'cifar10'"),
+        (None, "name=None must be that of a data set"),
+        ("tiny_words", r"'tiny_words' .* has no 8-bit image, but the features words \(Text\)"),
     ],
 )
 def test_names_that_do_not_fit(data_dir, name, words):
@@ -207,7 +273,8 @@ def test_names_that_do_not_fit(data_dir, name, words):
     [
         (
             {"train": "training"},
-            r"train_split='training' cannot be read \(.*: there is train \(20 examples\), test \(7 examples\), and",
+            r"^train_split='training' cannot be read \(.*: there is train \(20 examples\), "
+            r"test \(7 examples\), and",
         ),
         ({"held_out": "test[:x]"}, r"held_out_split='test\[:x\]' cannot be read"),
         ({"held_out": "test[50:]"}, r"there is train \(20 examples\), test \(7 examples\)"),

@@ -14,10 +14,13 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_digits_of_the_main_job_are_good(seed, tmp_path):
-    spec = importlib.util.spec_from_file_location("digits_quality", ROOT / "benchmarks" / "digits_quality.py")
+    spec = importlib.util.spec_from_file_location(
+        "digits_quality", ROOT / "benchmarks" / "digits_quality.py"
+    )
     measure = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(measure)
-    subprocess.run([sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", f"--config.seed={seed}"], cwd=ROOT, check=True)
+    command = [sys.executable, "main.py", f"--workdir={tmp_path / 'run'}", f"--config.seed={seed}"]
+    subprocess.run(command, cwd=ROOT, check=True)
     with np.load(tmp_path / "run" / "samples.npz") as file:
         quality = measure.score(file["samples"])
     assert quality["fd_mlp"] <= 2.8, quality

@@ -1,4 +1,4 @@
-"""The repository holds what it says of itself: layers, light imports, README, names."""
+"""The repository holds what it says of itself: layers, light imports, README, names, style."""
 
 import ast
 import re
@@ -9,50 +9,26 @@ from pathlib import Path
 import jax
 import pytest
 
-import score_jax
+import score_jax as sj
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "score_jax").rglob("*.py"))
+PROGRAMS = [ROOT / "main.py", *sorted((ROOT / "configs").glob("*.py"))]
+TEXTS = [*MODULES, *PROGRAMS, *sorted((ROOT / "tests").glob("*.py"))]
+TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 
-# Imports run from right to left only; modules of one layer do not import each other, but along CHAINS.
+# A module imports modules of earlier lines only.
 LAYERS = [
-    ["typing", "config", "workdir", "progress", "images", "exported", "run.cache"],
-    ["noise", "models.convolution"],
-    [
-        "schedule",
-        "losses.dsm",
-        "losses.ssm",
-        "losses.implicit",
-        "langevin",
-        "inpainting",
-        "interpolation",
-        "consistent",
-        "analytic",
-    ],
-    ["models.layers", "models.refinenet", "models.ncsn", "models.ncsnv2", "models.unet", "models.mlp"],
-    ["training", "checkpoint", "convert", "evaluation.objective", "evaluation.neighbors"],
-    ["data.dataset", "data.sources", "data.files", "data.prepared", "data.stream"],
-    ["run.build"],
-    ["run.job"],
-    ["run.sample"],
-    ["run.train", "run.export", "run.evaluate", "run.inpaint", "run.interpolate", "run.schedule", "run.figures", "run.imports"],
+    ["typing", "progress", "exported", "data.dataset", "data.stream"],
+    ["noise", "ops.winograd", "data.layout", "checkpoint", "evaluation.neighbors", "schedule"],
+    ["network", "devices", "data.transforms", "data.files", "data.sources", "analytic"],
+    ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
+    ["samplers.langevin", "samplers.consistent", "models.preconditioning", "models.layers"],
+    ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],
+    ["models.ncsn", "models.ncsnv2", "models.mlp", "training"],
+    ["models.official", "fitting", "sampling", "evaluation.objective"],
+    ["cli"],
 ]
-CHAINS = {
-    ("inpainting", "langevin"),
-    ("interpolation", "langevin"),
-    ("consistent", "langevin"),
-    ("models.refinenet", "models.layers"),
-    ("models.ncsn", "models.refinenet"),
-    ("models.ncsn", "models.layers"),
-    ("models.ncsnv2", "models.refinenet"),
-    ("models.ncsnv2", "models.layers"),
-    ("models.unet", "models.layers"),
-    ("models.mlp", "models.layers"),
-    ("data.sources", "data.dataset"),
-    ("data.files", "data.dataset"),
-    ("data.prepared", "data.dataset"),
-    ("data.prepared", "data.files"),
-}
 
 
 def name_of(path):
@@ -61,54 +37,82 @@ def name_of(path):
 
 
 def imports_of(path):
-    """Modules of this package that a file imports."""
+    """Modules of this package that a file imports, at its top or anywhere inside."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "score_jax":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "score_jax":
             inside = node.module.partition(".")[2]
             for alias in node.names:
                 longer = f"{inside}.{alias.name}".lstrip(".")
-                yield longer if (ROOT / "score_jax" / (longer.replace(".", "/") + ".py")).exists() else inside
+                exists = (ROOT / "score_jax" / (longer.replace(".", "/") + ".py")).exists()
+                yield longer if exists else inside
         elif isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("score_jax"))
+            names = [alias.name for alias in node.names]
+            yield from (name.partition(".")[2] for name in names if name.startswith("score_jax"))
+
+
+def layer_of(name):
+    group = "cli" if name.startswith("cli.") else name
+    numbers = [i for i, names in enumerate(LAYERS) if group in names]
+    assert numbers, f"{name} is in no layer"
+    return numbers[0]
 
 
 def test_imports_run_one_way():
-    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    """Nothing below the command imports it, and no module imports one of a later layer."""
     for path in MODULES:
         name = name_of(path)
-        if path.name == "__init__.py":
-            assert not list(imports_of(path)), f"{path} imports something"
+        if path.name in ("__init__.py", "__main__.py"):
             continue
-        assert name in layer, f"{name} stands in no layer"
         for imported in imports_of(path):
-            lower = layer[imported] < layer[name] or (name, imported) in CHAINS
-            assert lower, f"{name} imports {imported}, which is not below it"
+            if name.startswith("cli.") and imported.startswith("cli"):
+                continue
+            assert layer_of(imported) < layer_of(name), f"{name} imports {imported}"
+
+
+def test_the_modules_of_the_command_form_no_circle():
+    graph = {name_of(path): set(imports_of(path)) for path in MODULES}
+    graph = {name: edges for name, edges in graph.items() if name.startswith("cli.")}
+
+    def reachable(name, seen):
+        for imported in graph.get(name, ()):
+            if imported not in seen:
+                seen.add(imported)
+                reachable(imported, seen)
+        return seen
+
+    for name in graph:
+        assert name not in reachable(name, set()), f"{name} imports itself"
 
 
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("flax", ("models.", "convert", "run.")),
-        ("optax", ("training", "run.")),
+        ("flax", ("models.",)),
+        ("optax", ("training", "cli.")),
         ("orbax", ("checkpoint",)),
-        ("ml_collections", ("config",)),
-        ("matplotlib", ("images",)),
-        ("PIL", ("images", "data.files")),
+        ("tqdm", ("progress",)),
+        ("ml_collections", ("cli.",)),
+        ("absl", ("cli.",)),
+        ("tensorboardX", ("cli.",)),
+        ("matplotlib", ("cli.",)),
+        ("PIL", ("data.files", "cli.")),
         ("tensorflow_datasets", ("data.prepared",)),
-        ("torch", ("convert",)),
-        ("tensorboardX", ("run.",)),
-        ("absl", ()),
+        ("torch", ("models.official",)),
     ],
 )
-def test_a_library_is_used_where_it_belongs(library, homes):
-    for path in MODULES:
-        if re.search(rf"^\s*(import|from) {library}\b", path.read_text(), re.MULTILINE):
-            assert name_of(path).startswith(homes or "-"), f"{path} imports {library}"
+def test_a_library_is_imported_in_its_homes_only(library, homes):
+    pattern = re.compile(rf"^\s*(import|from) {library}\b", re.MULTILINE)
+    users = [name_of(path) for path in MODULES if pattern.search(path.read_text())]
+    assert users, f"{library} is used nowhere"
+    assert not [name for name in users if not name.startswith(homes)]
 
 
-def loaded_by(module):
-    code = f"import sys; import {module}; print(' '.join(sorted({{name.partition('.')[0] for name in sys.modules}})))"
-    return set(subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split())
+def loaded_by(code):
+    """Top-level names of the modules that a fresh process loads."""
+    code += "\nimport sys; print(' '.join({name.partition('.')[0] for name in sys.modules}))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
 
 
 HEAVY = {
@@ -123,54 +127,102 @@ HEAVY = {
     "PIL",
     "tensorboardX",
     "tqdm",
+    "torch",
 }
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        "score_jax.losses.dsm",
-        "score_jax.losses.ssm",
-        "score_jax.losses.implicit",
-        "score_jax.langevin",
-        "score_jax.inpainting",
-        "score_jax.interpolation",
-        "score_jax.consistent",
-        "score_jax.analytic",
-        "score_jax.schedule",
-        "score_jax.exported",
+        "losses.dsm",
+        "losses.ssm",
+        "losses.implicit",
+        "samplers.langevin",
+        "samplers.inpainting",
+        "samplers.interpolation",
+        "samplers.consistent",
+        "sampling",
+        "analytic",
+        "schedule",
+        "exported",
     ],
 )
 def test_a_pure_function_loads_jax_and_nothing_heavier(module):
-    loaded = loaded_by(module)
-    assert not loaded & HEAVY
-    if module != "score_jax.schedule":
-        assert "jax" in loaded
+    assert not loaded_by(f"import score_jax.{module}") & HEAVY
 
 
 def test_the_package_itself_loads_nothing():
-    assert not loaded_by("score_jax") & (HEAVY | {"jax", "numpy"})
+    loaded = loaded_by("import score_jax as sj; dir(sj)")
+    assert not loaded & (HEAVY | {"jax", "numpy"})
+
+
+def test_one_loss_loads_jax_and_two_modules_of_this_package():
+    code = "import score_jax as sj; sj.annealed_dsm"
+    code += (
+        "\nimport sys; print(sorted(n for n in sys.modules if n.partition('.')[0] == 'score_jax'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    own = {"score_jax", "score_jax.losses", "score_jax.losses.dsm"}
+    assert set(ast.literal_eval(done.stdout)) == own | {"score_jax.noise", "score_jax.typing"}
+
+
+def test_every_public_name_is_there():
+    for name in sj.__all__:
+        assert callable(getattr(sj, name)), name
+        assert name in dir(sj)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        sj.nothing  # noqa: B018
+
+
+def test_fit_is_the_function_whatever_was_imported_before():
+    code = "import score_jax.fitting, score_jax.sampling, score_jax as sj\n"
+    code += "import score_jax.cli.train\nprint(callable(sj.fit), callable(sj.sample))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "True True\n"
 
 
 def test_the_map_of_the_package_is_complete():
-    folders = {name_of(path).split(".")[0] for path in MODULES} - {""}
-    described = set(re.findall(r"^    (\w+)  ", score_jax.__doc__, re.MULTILINE))
+    folders = {name_of(path).split(".")[0] for path in MODULES} - {"", "__main__"}
+    described = set(re.findall(r"^    (\w+)  ", sj.__doc__, re.MULTILINE))
     assert folders == described
 
 
 def readme_blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_lines_of_the_readme_run_as_printed():
-    blocks = [block for block in readme_blocks("python") if "sampler.zip" not in block]  # that one is run by test_export
-    assert len(blocks) == 2
+def test_the_program_of_the_readme_is_the_one_that_is_tested():
+    """test_fit runs it, and test_export runs the block about sampler.zip."""
+    from test_fit import PROGRAM
+
+    def lines(text):
+        code = [line.partition("#")[0].rstrip() for line in text.splitlines()]
+        return [line for line in code if line]
+
+    assert lines(readme_blocks("python")[0]) == lines(PROGRAM)
+
+
+def test_the_parts_of_the_readme_run_as_printed():
+    [block] = [block for block in readme_blocks("python") if "mixture" in block]
     scope = {}
-    for block in blocks:
-        exec(block, scope)
-    assert scope["samples"].shape == (16, 8, 8, 1)
-    assert bool(jax.numpy.isfinite(scope["samples"]).all())
+    exec(block, scope)
     assert scope["losses"].shape == (16,)
+    assert scope["chains"].x.shape == (16, 2)
+    assert bool(jax.numpy.isfinite(scope["chains"].x).all())
+
+
+def test_the_files_and_names_of_the_readme_exist():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"`score_jax\.([a-z_.]+)`", text):
+        path = ROOT / "score_jax" / name.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").exists(), name
 
 
 def test_ci_calls_the_test_command_of_the_readme():
@@ -180,15 +232,25 @@ def test_ci_calls_the_test_command_of_the_readme():
 
 
 def test_requirements_and_imports_agree():
-    declared = {re.split(r"[<>=\[]", line)[0].lower().replace("-", "_") for line in (ROOT / "requirements.txt").read_text().split()}
-    own_name = {"PIL": "pillow", "orbax": "orbax_checkpoint", "absl": "absl_py", "tensorboardX": "tensorboardx"}
-    for path in [*MODULES, ROOT / "main.py", *(ROOT / "configs").glob("*.py")]:
+    lines = (ROOT / "requirements.txt").read_text().split()
+    declared = {re.split(r"[<>=\[]", line)[0].lower().replace("-", "_") for line in lines}
+    own_name = {
+        "PIL": "pillow",
+        "orbax": "orbax_checkpoint",
+        "absl": "absl_py",
+        "tensorboardX": "tensorboardx",
+    }
+    for path in [*MODULES, *PROGRAMS]:
+        names = set()
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) else []
-            # PyTorch is an extra, wanted only by those who have an official checkpoint.
-            for name in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"score_jax", "torch"}:
-                assert own_name.get(name, name) in declared, f"{path} imports {name}"
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add(node.module)
+        roots = {name.partition(".")[0] for name in names}
+        # PyTorch is an extra, for reading official checkpoints.
+        for name in roots - sys.stdlib_module_names - {"score_jax", "torch"}:
+            assert own_name.get(name, name) in declared, f"{path} imports {name}"
     assert {
         "jax",
         "jaxlib",
@@ -203,6 +265,12 @@ def test_requirements_and_imports_agree():
     } <= declared
 
 
+def definitions(path):
+    """Functions and classes of a file, with their docstrings."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)]
+
+
 def test_every_public_function_is_documented():
     for path in MODULES:
         tree = ast.parse(path.read_text())
@@ -213,7 +281,48 @@ def test_every_public_function_is_documented():
 
 
 def test_no_function_is_longer_than_two_screens():
-    for path in [*MODULES, ROOT / "main.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
+    """Counted in lines of its body, without the signature and the docstring."""
+    for path in [*MODULES, *PROGRAMS]:
+        for node in definitions(path):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 90, f"{path}: {node.name} has {node.end_lineno - node.lineno} lines"
+                first = node.body[1 if ast.get_docstring(node) and node.body[1:] else 0]
+                length = node.end_lineno - first.lineno + 1
+                assert length <= 80, f"{path}: {node.name} has {length} lines"
+
+
+def test_lines_are_shorter_than_100_columns():
+    for path in TEXTS:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert len(line) < 100, f"{path}:{number} has {len(line)} columns"
+
+
+# Phrases that a reader of the field stumbles over, and docstrings that begin with a clause.
+RIDDLES = (
+    r"plays? no part|used up|is told|are told|not told|all the same|in the place of|lay beside"
+)
+
+
+def test_sentences_use_the_terms_of_the_field():
+    texts = [*MODULES, *PROGRAMS, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in texts:
+        found = re.search(RIDDLES, path.read_text(), re.IGNORECASE)
+        assert not found, f"{path}: {found[0]}"
+    for path in [*MODULES, *PROGRAMS]:
+        docs = [ast.get_docstring(ast.parse(path.read_text())) or ""]
+        docs += [ast.get_docstring(node) or "" for node in definitions(path)]
+        for doc in docs:
+            assert not re.match(r"(What|Where|Whether|How|Of)\b", doc), f"{path}: {doc[:60]}"
+
+
+def test_the_library_speaks_of_its_own_arguments():
+    """Flags and config settings are named by the command only."""
+    for path in MODULES:
+        if not name_of(path).startswith(("cli", "__main__")):
+            strings = [
+                node.value
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            ]
+            for text in strings:
+                found = re.search(r"\bconfig\.[a-z]|--[a-z]{3,}=|main\.py", text)
+                assert not found or name_of(path) == "exported", f"{path}: {text[:80]}"

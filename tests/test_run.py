@@ -1,8 +1,8 @@
 import collections
-import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 
 import jax
@@ -10,82 +10,44 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_config import ROOT, digits, load
-from truths import assert_mean
+from runs import (
+    assert_same,
+    final_state,
+    finished_run,
+    make_command,
+    opened,
+    perceptron,
+    run_mode,
+    samples,
+    saved_config,
+    small,
+    train,
+    tree,
+)
 
+from score_jax import fitting, sampling
 from score_jax.checkpoint import Checkpoints
+from score_jax.cli.config_files import load_config
 from score_jax.data.dataset import batch_index
-from score_jax.langevin import Trajectory
+from score_jax.losses import dsm
 from score_jax.noise import example_keys, standard_normal
-from score_jax.run import build
-from score_jax.run import sample as sampling
-from score_jax.run import train as training
-from score_jax.run.build import prepare_examples
-from score_jax.run.evaluate import evaluate
-from score_jax.run.job import prepare
-from score_jax.run.sample import chain_labels, make_sampler, sample
-from score_jax.run.train import train
-
-
-def small(**settings):
-    """A network so narrow that compiling it is most of the work."""
-    narrow = {
-        "model__width": 4,
-        "noise__num_levels": 4,
-        "optim__warmup_steps": 5,
-        "training__num_steps": 60,
-        "training__batch_size": 32,
-        "training__log_every": 20,
-        "training__eval_every": 30,
-        "training__eval_batches": 2,
-        "training__steps_per_call": 7,  # divides none of the others
-        "training__preview_every": 0,
-        "training__checkpoint_every": 20,
-        "sampling__num_samples": 24,
-        "sampling__batch_size": 16,
-        "sampling__num_steps": 3,
-        "sampling__num_frames": 3,
-    }
-    return digits(**(narrow | settings))
-
-
-def job(folder, mode="train", devices=2, **settings):
-    return prepare(mode, small(**settings), folder, jax.devices()[:devices])
-
-
-def quick(folder, **settings):
-    """A job with a perceptron, which compiles in no time."""
-    config = small(**({"data__labels": False, "data__label_dropout": 0.0, "training__num_steps": 20} | settings))
-    config["model"] = {"name": "mlp", "hidden": (16,)}
-    return prepare("train", config, folder, jax.devices())
-
-
-def final_state(folder):
-    """Step and state of the newest checkpoint of a run."""
-    prepared = prepare("sample", json.loads((folder / "config.json").read_text()), folder, jax.devices())
-    return prepared.checkpoints.restore(prepared.state_shape)
-
-
-def samples(folder):
-    with np.load(folder / "samples.npz", allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run from beginning to end; tests may read it, not change it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(job(folder, training__preview_every=30))
-    return folder
+    return finished_run(tmp_path_factory)
 
 
-def test_a_run_leaves_what_it_promises(finished):
-    for name in ("config.json", "metrics.json", "samples.npz", "samples.png", "chain.webp", "loss.png", "preview.png"):
+def draw(run, params, **changes):
+    """Final states of a run's chains with these parameters."""
+    arguments = run.sampling(24) | {"label": run.labels(24), "progress": False} | changes
+    return sampling.sample(run.score_fn(params), run.sigmas, **arguments)
+
+
+def test_a_run_writes_all_of_its_files(finished):
+    names = "config.json metrics.json samples.npz samples.png chain.webp loss.png preview.png"
+    for name in names.split():
         assert (finished / name).stat().st_size > 0, name
     assert list(finished.glob("events.out.tfevents.*"))
     assert Checkpoints(finished / "checkpoints").steps() == [60, 40, 20]
@@ -96,7 +58,10 @@ def test_a_run_leaves_what_it_promises(finished):
     assert found["samples"].max() <= 1
     assert found["samples"].std() > 0.1
     assert int(found["seed"]) == 0
+    assert int(found["step"]) == 60
     assert json.loads(str(found["config"]))["model"]["width"] == 4
+    settings = json.loads(str(found["settings"]))
+    assert (settings["num_samples"], settings["label"], settings["num_steps"]) == (24, None, 3)
     metrics = json.loads((finished / "metrics.json").read_text())
     assert [step for step, _ in metrics["train_loss"]] == [20, 40, 60]
     assert [step for step, _ in metrics["held_out_loss"]] == [30, 60]
@@ -115,29 +80,38 @@ def test_tensorboard_reads_the_events(finished):
         content = path.read_bytes()
         while content:  # length, its checksum, the event, its checksum
             size = int.from_bytes(content[:8], "little")
-            tags.update(value.tag for value in Event.FromString(content[12 : 12 + size]).summary.value)
+            event = Event.FromString(content[12 : 12 + size])
+            tags.update(value.tag for value in event.summary.value)
             content = content[16 + size :]
-    assert tags == {"loss/train": 3, "loss/held_out": 2, "gradient_norm": 3, "steps_per_second": 3, "preview": 1, "samples": 1}
+    assert tags == {
+        "loss/train": 3,
+        "loss/held_out": 2,
+        "gradient_norm": 3,
+        "steps_per_second": 3,
+        "preview": 1,
+        "samples": 1,
+    }
 
 
-def test_run_again_does_not_train_anew(finished, capsys):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    train(job(finished, training__preview_every=30))
+def test_the_same_command_again_does_nothing(finished, capsys):
+    before = tree(finished)
+    assert train(finished, small(training__preview_every=30))
     shown = capsys.readouterr().out
     assert "training is complete (60 steps)" in shown
     assert "holds this run's samples already" in shown
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert tree(finished) == before
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(finished, tmp_path):
-    train(job(tmp_path / "same"))
+    train(tmp_path / "same")
     assert_same(final_state(tmp_path / "same"), final_state(finished))
-    np.testing.assert_array_equal(samples(tmp_path / "same")["samples"], samples(finished)["samples"])
-    sample(job(tmp_path / "same", mode="sample", seed=1))
-    other, first = samples(tmp_path / "same")["samples"], samples(finished)["samples"]
-    assert int(samples(tmp_path / "same")["seed"]) == 1
-    assert (np.abs(other - first).reshape(24, -1).max(1) > 0.01).all()
-    assert json.loads((tmp_path / "same" / "config.json").read_text())["seed"] == 0
+    first = samples(finished)["samples"]
+    np.testing.assert_array_equal(samples(tmp_path / "same")["samples"], first)
+    run_mode(make_command(tmp_path / "same", "sample", small(seed=1), name="other"))
+    other = samples(tmp_path / "same", "other")
+    assert int(other["seed"]) == 1
+    assert (np.abs(other["samples"] - first).reshape(24, -1).max(1) > 0.01).all()
+    assert saved_config(tmp_path / "same")["seed"] == 0
 
 
 def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
@@ -150,11 +124,11 @@ def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
             os.kill(os.getpid(), signal.SIGTERM)
         return batch_index(seed, step, *arguments)
 
-    monkeypatch.setattr(training, "batch_index", interrupting)
-    train(job(folder))
-    assert "stopped at step 37 of 60" in capsys.readouterr().out
+    monkeypatch.setattr(fitting, "batch_index", interrupting)
+    assert not train(folder)
+    assert "stopped at step 37 of 60, which is saved" in capsys.readouterr().out
     assert not (folder / "samples.npz").exists()
-    train(job(folder))
+    assert train(folder)
     assert "continues from the checkpoint of step 37" in capsys.readouterr().out
     assert_same(final_state(folder), final_state(finished))
     np.testing.assert_array_equal(samples(folder)["samples"], samples(finished)["samples"])
@@ -162,105 +136,100 @@ def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
     assert [step for step, _ in losses] == [20, 37, 40, 60]
 
 
+def test_a_request_to_stop_in_the_last_step_leaves_the_samples_for_later(
+    tmp_path, monkeypatch, capsys
+):
+    def interrupting(seed, step, *arguments):
+        if step == 19:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batch_index(seed, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "batch_index", interrupting)
+        assert not train(tmp_path / "run", perceptron())
+    assert "stopped after the last step, 20, which is saved" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "samples.npz").exists()
+    assert train(tmp_path / "run", perceptron())
+    assert samples(tmp_path / "run")["samples"].shape == (24, 8, 8, 1)
+
+
 def test_a_finished_run_can_be_continued_to_more_steps(tmp_path):
     folder, constant = tmp_path / "more", {"optim__schedule": "constant"}
-    train(quick(folder, **constant))
-    train(quick(folder, training__num_steps=30, **constant))
+    train(folder, perceptron(**constant))
+    train(folder, perceptron(training__num_steps=30, **constant))
     assert final_state(folder)[0] == 30
-    with pytest.raises(ValueError, match=r"has been trained for 30 steps, more than config\.training\.num_steps=20"):
-        quick(folder, **constant)
+    assert int(samples(folder)["step"]) == 30
+    words = r"has been trained for 30 steps, more than config\.training\.num_steps=20"
+    with pytest.raises(ValueError, match=words):
+        train(folder, perceptron(**constant))
 
 
 def test_one_device_and_two_train_and_sample_alike(finished, tmp_path):
-    train(job(tmp_path / "one", devices=1))
-    # The arithmetic differs in its last bits, and Adam makes of a gradient near 0 what it will: the losses agree, not each number.
-    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "one", finished))
+    train(tmp_path / "one", devices=1)
+    # The arithmetic differs in its last bits, and Adam normalises gradients near 0: the losses
+    # agree, not each number.
+    one, two = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "one", finished)
+    )
     for name in ("train_loss", "held_out_loss"):
         np.testing.assert_allclose(one[name], two[name], rtol=2e-4)
     # The same network on one device and on two.
-    before = samples(finished)["samples"]
-    one, state = job(finished, mode="sample", devices=1), final_state(finished)[1]
-    ends = make_sampler(one, state.ema_params)(state.ema_params, np.arange(16)[None]).x[0]
-    np.testing.assert_allclose(np.clip(ends, 0, 1), before[:16], atol=1e-4)
+    run = opened(finished, devices=1)
+    ends = draw(run, run.state.ema_params)
+    np.testing.assert_allclose(np.clip(ends, 0, 1), samples(finished)["samples"], atol=1e-4)
 
 
 def test_noise_of_a_chain_is_the_same_bits_on_any_number_of_devices():
     key = jax.random.key(3)
-    draw = functools.partial(lambda index: standard_normal(example_keys(key, index), (8, 8, 1)))
-    one = jax.pmap(draw, devices=jax.devices()[:1])(np.arange(8)[None])
-    two = jax.pmap(draw)(np.arange(8).reshape(2, 4))
+    noise = functools.partial(lambda index: standard_normal(example_keys(key, index), (8, 8, 1)))
+    one = jax.pmap(noise, devices=jax.devices()[:1])(np.arange(8)[None])
+    two = jax.pmap(noise)(np.arange(8).reshape(2, 4))
     np.testing.assert_array_equal(np.asarray(one)[0], np.asarray(two).reshape(8, 8, 8, 1))
 
 
 def test_batch_size_of_the_sampler_does_not_change_a_sample(finished):
-    state = final_state(finished)[1]
-
-    def ends(batch_size):
-        prepared = job(finished, mode="sample", sampling__batch_size=batch_size)
-        sampler = make_sampler(prepared, state.ema_params)
-        batches = [sampler(state.ema_params, prepared.split(start + np.arange(batch_size))) for start in range(0, 24, batch_size)]
-        return np.concatenate([np.asarray(batch.x).reshape(-1, 8, 8, 1) for batch in batches])[:24]
-
-    np.testing.assert_allclose(ends(4), ends(12), atol=1e-4)
-    assert np.abs(ends(4)[0] - ends(4)[1]).max() > 0.01
+    run = opened(finished)
+    ends = {size: draw(run, run.state.ema_params, batch_size=size) for size in (4, 12)}
+    np.testing.assert_allclose(ends[4], ends[12], atol=1e-4)
+    assert np.abs(ends[4][0] - ends[4][1]).max() > 0.01
 
 
 def test_uniform_start_and_flips_and_no_dequantisation(tmp_path):
-    train(
-        quick(
-            tmp_path / "other",
-            sampling__start="uniform",
-            data__flip=True,
-            data__dequantize=False,
-            loss__levels="uniform",
-            optim__schedule="constant",
-            optim__clip_norm=0.0,
-            sampling__denoise=False,
-            sampling__num_frames=0,
-        )
+    config = perceptron(
+        sampling__start="uniform",
+        data__flip=True,
+        data__dequantize=False,
+        loss__levels="uniform",
+        optim__schedule="constant",
+        optim__clip_norm=None,
+        sampling__denoise=False,
+        sampling__num_frames=0,
     )
+    train(tmp_path / "other", config)
     assert samples(tmp_path / "other")["samples"].shape == (24, 8, 8, 1)
     assert not (tmp_path / "other" / "chain.webp").exists()
 
 
-def test_examples_are_prepared_as_the_config_says():
-    pixels = np.tile(np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1), (2000, 1, 1, 1))
-    keys = example_keys(jax.random.key(0), np.arange(2000))
-    settings = {"dequantize": False, "flip": False, "logit": False, "label_dropout": 0.0}
-    plain = prepare_examples(settings, 17, 0, keys, pixels)[0]
-    np.testing.assert_allclose(plain, pixels / 16, rtol=1e-6)
-    x = np.asarray(prepare_examples({**settings, "dequantize": True, "flip": True}, 17, 0, keys, pixels)[0], np.float64) * 17
-    flipped = np.floor(x)[:, 0, 0, 0] == 3
-    assert_mean(flipped, 0.5)
-    assert_mean((x - np.floor(x))[:, 2, 2, 0], 0.5)
-    assert abs(np.corrcoef(flipped, (x - np.floor(x))[:, 0, 0, 0])[0, 1]) < 0.1  # from keys of their own
-
-
 def test_the_classes_of_the_samples_are_those_of_the_data(finished):
-    prepared = job(finished, mode="sample")
-    labels = chain_labels(prepared, 3000)
-    np.testing.assert_array_equal(np.bincount(labels[:1500]), np.bincount(prepared.data.train_labels))
+    run = opened(finished)
+    labels = run.labels(3000)
+    np.testing.assert_array_equal(np.bincount(labels[:1500]), np.bincount(run.data.train_labels))
     np.testing.assert_array_equal(labels[1500:], labels[:1500])
     assert len(set(labels[:30])) > 5
     np.testing.assert_array_equal(samples(finished)["labels"], labels[:24])
-    # A chain's label reaches the network: the label of the first chain changed, its end changes, and no other's.
-    state = final_state(finished)[1]
-    params = jax.tree.map(lambda leaf: leaf + 0.01, state.ema_params)
-
-    def ends(changed):
-        relabeled = prepared.data.train_labels.copy()
-        first = batch_index(0, 0, 1500, 1500)[0]
-        relabeled[first] = (relabeled[first] + changed) % 10
-        sampler = make_sampler(dataclasses.replace(prepared, data=prepared.data._replace(train_labels=relabeled)), params)
-        return np.asarray(sampler(params, prepared.split(np.arange(16))).x).reshape(16, 64)
-
-    difference = np.abs(ends(1) - ends(0)).max(1)
+    # The label of the first chain reaches the network: with another one its end changes, and no
+    # other's.
+    params = jax.tree.map(lambda leaf: leaf + 0.01, run.state.ema_params)
+    relabelled = labels[:24].copy()
+    relabelled[0] = (relabelled[0] + 1) % 10
+    ends = [draw(run, params, label=each).reshape(24, 64) for each in (labels[:24], relabelled)]
+    difference = np.abs(ends[1] - ends[0]).max(1)
     assert difference[0] > 1e-4
     np.testing.assert_allclose(difference[1:], 0, atol=1e-5)
 
 
-def test_evaluation_tells_the_loss_of_every_level(finished, capsys):
-    evaluate(job(finished, mode="evaluate"))
+def test_evaluation_prints_and_writes_the_loss_of_every_level(finished, capsys):
+    assert run_mode(make_command(finished, "evaluate"))
     report = json.loads((finished / "evaluation.json").read_text())
     (finished / "evaluation.json").unlink()
     shown = capsys.readouterr().out
@@ -278,89 +247,114 @@ def test_evaluation_tells_the_loss_of_every_level(finished, capsys):
 def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_level(tmp_path, monkeypatch):
     """Twenty good steps and a checkpoint, then noise level 2 overflows."""
     folder = tmp_path / "run"
-    train(quick(folder, optim__schedule="constant"))
-    normal = build.LOSSES["dsm"]({})
+    train(folder, perceptron(optim__schedule="constant"))
+    normal = dsm.annealed_dsm
 
     def overflowing(keys, score_fn, x, level, sigmas):
-        return normal(keys, score_fn, x, level, sigmas) + jnp.where(level == 2, jnp.inf, 0.0)
+        losses = normal(keys, score_fn, x, level, sigmas)
+        return losses + jnp.where(level == 2, jnp.inf, 0.0)
 
-    monkeypatch.setitem(build.LOSSES, "dsm", lambda settings: overflowing)
-    with pytest.raises(
-        FloatingPointError,
-        match=r"the loss at noise level 2 \(sigma .*\) is not finite at step 21: the checkpoint of step 20 stays",
-    ):
-        train(quick(folder, training__num_steps=60, optim__schedule="constant"))
+    monkeypatch.setattr(dsm, "annealed_dsm", overflowing)
+    words = (
+        r"the loss at noise level 2 \(sigma .*\) is not finite at step 21; the checkpoint of step "
+        r"20 is kept: .*config\.optim\.learning_rate is 0\.002 and config\.optim\.clip_norm 1\.0"
+    )
+    with pytest.raises(FloatingPointError, match=words):
+        train(folder, perceptron(training__num_steps=60, optim__schedule="constant"))
     assert Checkpoints(folder / "checkpoints").steps() == [20]
 
 
 def test_a_chain_that_is_not_finite_is_named_and_nothing_is_overwritten(finished, monkeypatch):
     before = (finished / "samples.npz").read_bytes()
-    prepared = job(finished, mode="sample")
-    apply = type(prepared.model).apply
+    network = type(opened(finished).model)
+    apply = network.apply
 
     def broken(self, variables, x, level, *label):
-        return jnp.where((level == 1)[:, None, None, None], jnp.nan, apply(self, variables, x, level, *label))
+        score = apply(self, variables, x, level, *label)
+        return jnp.where((level == 1)[:, None, None, None], jnp.nan, score)
 
-    monkeypatch.setattr(type(prepared.model), "apply", broken)
-    with pytest.raises(FloatingPointError, match="chain 0 is not finite after noise level 1"):
-        sample(prepared)
-    # Chains that only fill up the last batch may do what they like.
-    trajectory = Trajectory(np.where(np.arange(16) < 8, 0.5, np.nan).reshape(2, 8, 1), None, None)
-    assert sampling._checked_chains(prepared, trajectory, 16, 24).tolist() == [[0.5]] * 8
+    monkeypatch.setattr(network, "apply", broken)
+    words = (
+        r"chain 0 is not finite after noise level 1: lower config\.sampling\.step_size \(now "
+        r"0\.000499\), or train"
+    )
+    # Programs compiled with the sound network would be reused.
+    config = small(sampling__batch_size=20)
+    with pytest.raises(FloatingPointError, match=words):
+        run_mode(make_command(finished, "sample", config, name="samples"))
     assert (finished / "samples.npz").read_bytes() == before
 
 
-def test_a_second_batch_does_not_compile(finished, monkeypatch):
-    prepared = job(finished, mode="sample")
-    params = prepared.replicate(final_state(finished)[1].ema_params)
-    sampler = make_sampler(prepared, params)
-    sampler(params, prepared.split(np.arange(16)))
+def test_another_network_of_the_same_shape_does_not_compile_again(finished):
+    run = opened(finished)
+    arguments = run.sampling(24) | {"label": run.labels(24), "progress": False}
+    other = jax.tree.map(lambda leaf: leaf * 1.01, run.state.ema_params)
+    first = sampling.sample(run.score_fn(run.state.ema_params), run.sigmas, **arguments)
     compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
-    )
-    sampler(params, prepared.split(np.arange(16, 32)))
-    assert compiled == []
+
+    def listener(name, *_, **__):
+        if "backend_compile" in name:
+            compiled.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    second = sampling.sample(run.score_fn(other), run.sigmas, **arguments)
+    assert len(compiled) <= 1  # the copy of the parameters to all devices
+    assert np.abs(first - second).max() > 0
     jax.jit(lambda x: x * 3.25 + len(compiled))(1.0)
     assert compiled  # the listener listens
 
 
 def test_a_data_set_that_is_streamed_gives_the_same_run(tmp_path):
-    train(quick(tmp_path / "held"))
-    train(quick(tmp_path / "streamed", data__device_megabytes=0))
-    streamed, held = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("streamed", "held"))
+    train(tmp_path / "held", perceptron())
+    train(tmp_path / "streamed", perceptron(data__device_megabytes=0))
+    streamed, held = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("streamed", "held")
+    )
     for name in ("train_loss", "held_out_loss"):
         np.testing.assert_allclose(streamed[name], held[name], rtol=2e-5)
-    np.testing.assert_allclose(samples(tmp_path / "streamed")["samples"], samples(tmp_path / "held")["samples"], atol=1e-3)
-
-
-def test_labels_are_dropped_as_often_as_asked():
-    settings = {"dequantize": False, "flip": False, "logit": False, "label_dropout": 0.25}
-    keys = example_keys(jax.random.key(0), np.arange(4000))
-    labels = np.arange(4000, dtype=np.int32) % 10
-    found = np.asarray(prepare_examples(settings, 17, 10, keys, np.zeros((4000, 1, 1, 1), np.uint8), labels)[1])
-    assert_mean(found == 10, 0.25)
-    np.testing.assert_array_equal(found[found < 10], labels[found < 10])
+    ends = [samples(tmp_path / name)["samples"] for name in ("streamed", "held")]
+    np.testing.assert_allclose(*ends, atol=1e-3)
 
 
 def test_the_logit_transform_reaches_the_network_and_the_samples(tmp_path):
-    settings = {"dequantize": True, "flip": False, "logit": True, "label_dropout": 0.0}
-    keys = example_keys(jax.random.key(0), np.arange(500))
-    (x,) = prepare_examples(settings, 17, 0, keys, np.full((500, 1, 1, 1), 8, np.uint8))
-    values = 17 / (1 + np.exp(-np.asarray(x, np.float64)))
-    assert values.min() > 7.99
-    assert values.max() < 9.01
-    train(quick(tmp_path / "logit", data__logit=True, sampling__num_frames=0))
+    train(tmp_path / "logit", perceptron(data__logit=True, sampling__num_frames=0))
     found = samples(tmp_path / "logit")["samples"]
     assert 0 <= found.min() < 0.2 < 0.8 < found.max() <= 1
 
 
 def test_points_of_the_plane_are_a_data_set_too(tmp_path):
-    settings = load(ROOT / "configs" / "toy.py")[1]
-    settings["training"].update(num_steps=40, log_every=20, eval_every=20, checkpoint_every=40, batch_size=64)
-    settings["sampling"].update(num_samples=64, batch_size=64, num_steps=3, num_frames=2)
-    train(prepare("train", settings, tmp_path / "toy", jax.devices()))
+    training = {"num_steps": 40, "log_every": 20, "eval_every": 20, "checkpoint_every": 40}
+    config = load_config("toy")
+    config["training"].update(**training, batch_size=64)
+    config["sampling"].update(num_samples=64, batch_size=64, num_steps=3, num_frames=2)
+    train(tmp_path / "toy", config)
     assert samples(tmp_path / "toy")["samples"].shape == (64, 2)
     assert (tmp_path / "toy" / "samples.png").stat().st_size > 0
-    again = prepare("train", json.loads((tmp_path / "toy" / "config.json").read_text()), tmp_path / "toy", jax.devices())
-    assert again.restored[0] == 40
+    assert opened(tmp_path / "toy", "train").step == 40
+
+
+def test_a_dry_run_estimates_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    from score_jax.cli import estimate
+
+    monkeypatch.setattr(estimate, "SECONDS", 0.01)
+    folder = tmp_path / "run"
+    command = make_command(folder, config=perceptron(), dry_run=True)
+    assert run_mode(command)
+    shown = capsys.readouterr().out
+    for words in (
+        r"mlp of \d",
+        r"memory per device: .* MB",
+        r"compiling the training step \(batch of 32 on 2 x cpu\)",
+        r"training: 20 steps x ",
+        r"sampling: 2 batches x 13 steps x ",
+        r"in total about ",
+    ):
+        assert re.search(words, shown), words
+    assert not list(tmp_path.iterdir())
+
+    train(folder, perceptron())
+    before = tree(folder)
+    for mode in ("train", "sample"):
+        assert run_mode(make_command(folder, mode, perceptron(), dry_run=True))
+    assert "training: 0 steps" in capsys.readouterr().out
+    assert tree(folder) == before

@@ -4,11 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from score_jax.models.official import from_official
 from truths import NCSN_FIXTURES, assert_mean, golden, relative
 
-from score_jax import convert
 from score_jax.analytic import gaussian_score_fn, mixture_score_fn
-from score_jax.losses.ssm import PROJECTIONS, annealed_ssm, gaussian, rademacher, sliced_score_matching, sphere, ssm
+from score_jax.losses.ssm import (
+    PROJECTIONS,
+    annealed_ssm,
+    gaussian,
+    rademacher,
+    sliced_score_matching,
+    sphere,
+    ssm,
+)
 from score_jax.models.mlp import MLP
 from score_jax.noise import geometric_sigmas, perturb, standard_normal
 
@@ -16,25 +24,33 @@ SIGMAS = geometric_sigmas(2.0, 0.1, 5)
 FORMS = [(name, reduced) for name in PROJECTIONS for reduced in (True, False)]
 
 
-def draws(batch, event, seed=0):
+def draws(batch, shape, seed=0):
     keys = jax.random.split(jax.random.key(seed), batch)
     level = jnp.arange(batch) % len(SIGMAS)
-    return keys, jax.random.normal(jax.random.key(seed + 1), (batch, *event)), level
+    return keys, jax.random.normal(jax.random.key(seed + 1), (batch, *shape)), level
 
 
-def mixture(event=(5,)):
+def mixture(shape=(5,)):
     """A smooth score that is not linear, at every level."""
-    means = jnp.stack([jnp.ones(event), -0.5 * jnp.ones(event)])
+    means = jnp.stack([jnp.ones(shape), -0.5 * jnp.ones(shape)])
     return mixture_score_fn(jnp.array([0.7, 0.3]), means, jnp.array([1.0, 0.6]), SIGMAS)
 
 
-@pytest.mark.parametrize(("projection", "slopes"), [("rademacher", [0.5, -2.0, 3.0, 0.1]), ("sphere", [1.7, 1.7, 1.7, 1.7])])
+@pytest.mark.parametrize(
+    ("projection", "slopes"),
+    [("rademacher", [0.5, -2.0, 3.0, 0.1]), ("sphere", [1.7, 1.7, 1.7, 1.7])],
+)
 def test_exact_for_every_draw(projection, slopes):
     """Signs square to 1, so v^T diag(a) v = sum(a); and on the sphere v^T c v = c D."""
     keys, x, level = draws(50, (2, 2))
-    a, offset = jnp.array(slopes).reshape(1, 2, 2), jnp.array([0.3, 0.0, -1.0, 2.0]).reshape(1, 2, 2)
+    a, offset = (
+        jnp.array(slopes).reshape(1, 2, 2),
+        jnp.array([0.3, 0.0, -1.0, 2.0]).reshape(1, 2, 2),
+    )
     losses = ssm(keys, lambda x, level: offset - a * x, x, level, SIGMAS, projection=projection)
-    expected = -np.sum(slopes) + 0.5 * np.sum((np.asarray(offset) - np.asarray(a) * np.asarray(x, np.float64)) ** 2, axis=(1, 2))
+    expected = -np.sum(slopes) + 0.5 * np.sum(
+        (np.asarray(offset) - np.asarray(a) * np.asarray(x, np.float64)) ** 2, axis=(1, 2)
+    )
     assert losses.shape == (50,)
     np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-5)
 
@@ -45,13 +61,21 @@ def test_core_is_the_formula_for_any_matrix_and_projection():
     matrix = np.array([[1.0, 2.0, -1.0], [0.5, 0.3, 4.0], [-2.0, 1.0, 0.7]])
     scores = np.asarray(x, np.float64) @ matrix.T
     trace = np.einsum("bi,ij,bj->b", v, matrix, v)
-    for reduced, square in ((True, (scores**2).sum(1)), (False, (np.asarray(v) * scores).sum(1) ** 2)):
-        losses = sliced_score_matching(lambda x, level: x @ jnp.float32(matrix.T), x, v, level, variance_reduced=reduced)
+    for reduced, square in (
+        (True, (scores**2).sum(1)),
+        (False, (np.asarray(v) * scores).sum(1) ** 2),
+    ):
+        losses = sliced_score_matching(
+            lambda x, level: x @ jnp.float32(matrix.T), x, v, level, variance_reduced=reduced
+        )
         np.testing.assert_allclose(losses, trace + 0.5 * square, rtol=1e-4)
 
 
 def test_minimum_for_a_gaussian_is_the_known_one():
-    """At the score of N(0, v I) in D dimensions the mean is -D / (2 v); perturbed and weighted -D sigma^2 / (2 (v + sigma^2))."""
+    """For N(0, v I) in D dimensions the mean is -D / (2 v).
+
+    Perturbed and weighted it is -D sigma^2 / (2 (v + sigma^2)).
+    """
     v, d, n, level = 0.7, 6, 20000, 2
     keys, x, _ = draws(n, (d,), seed=level)
     sigma = float(SIGMAS[level])
@@ -73,11 +97,17 @@ def test_minimum_for_a_gaussian_is_the_known_one():
 
 
 def test_spread_over_projections_is_the_known_one():
-    """Variances for s = -x at a fixed x: with signs 0 in the reduced form, (D^2 - D) / 2 in the plain one; with Gaussians 2 D."""
+    """Variances for s = -x at a fixed x.
+
+    Rademacher: 0 in the reduced form, (D^2 - D) / 2 in the plain one. Gaussian: 2 D.
+    """
     n, d = 20000, 5
     keys, x, level = draws(n, (d,))
     x = jnp.ones_like(x)
-    losses = {name: ssm(keys, lambda x, level: -x, x, level, SIGMAS, projection=name) for name in ("gaussian", "rademacher")}
+    losses = {
+        name: ssm(keys, lambda x, level: -x, x, level, SIGMAS, projection=name)
+        for name in ("gaussian", "rademacher")
+    }
     assert_mean((losses["gaussian"] + d / 2) ** 2, 2 * d)  # chi-square with d degrees of freedom
     np.testing.assert_allclose(losses["rademacher"], -d / 2, rtol=1e-5)
     plain = ssm(keys, lambda x, level: -x, x, level, SIGMAS, variance_reduced=False)
@@ -114,15 +144,28 @@ def test_edges_are_the_core_with_their_own_draws(reduced):
     score_fn = mixture((2, 3))
 
     def by_hand(keys, x):
-        v = [sphere(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), (2, 3)) for i in range(3)]
-        return np.mean([sliced_score_matching(score_fn, x, one, level, variance_reduced=reduced) for one in v], axis=0)
+        v = [
+            sphere(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys), (2, 3))
+            for i in range(3)
+        ]
+        return np.mean(
+            [
+                sliced_score_matching(score_fn, x, one, level, variance_reduced=reduced)
+                for one in v
+            ],
+            axis=0,
+        )
 
     keywords = {"projection": "sphere", "num_projections": 3, "variance_reduced": reduced}
-    np.testing.assert_allclose(ssm(keys, score_fn, x, level, SIGMAS, **keywords), by_hand(keys, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ssm(keys, score_fn, x, level, SIGMAS, **keywords), by_hand(keys, x), rtol=1e-4, atol=1e-5
+    )
     halves = jax.vmap(jax.random.split)(keys)
     perturbed = perturb(x, standard_normal(halves[:, 0], (2, 3)), level, SIGMAS)
     weighted = np.asarray(SIGMAS)[np.asarray(level)] ** 2 * by_hand(halves[:, 1], perturbed)
-    np.testing.assert_allclose(annealed_ssm(keys, score_fn, x, level, SIGMAS, **keywords), weighted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        annealed_ssm(keys, score_fn, x, level, SIGMAS, **keywords), weighted, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_clean_loss_knows_no_sigmas():
@@ -135,7 +178,15 @@ def test_every_projection_is_drawn_anew():
     """The mean over k Gaussian projections has a kth of the variance of one."""
     n, d, k = 20000, 5, 3
     keys, x, level = draws(n, (d,))
-    losses = ssm(keys, lambda x, level: -x, jnp.ones_like(x), level, SIGMAS, projection="gaussian", num_projections=k)
+    losses = ssm(
+        keys,
+        lambda x, level: -x,
+        jnp.ones_like(x),
+        level,
+        SIGMAS,
+        projection="gaussian",
+        num_projections=k,
+    )
     assert_mean((losses + d / 2) ** 2, 2 * d / k)
 
 
@@ -143,7 +194,15 @@ def test_under_jit_grad_vmap_and_pmap():
     keys, x, level = draws(4, (3,))
 
     def losses(scale, keys, x, level):
-        return annealed_ssm(keys, lambda x, i: jnp.tanh(-scale * x), x, level, SIGMAS, projection="gaussian", num_projections=2)
+        return annealed_ssm(
+            keys,
+            lambda x, i: jnp.tanh(-scale * x),
+            x,
+            level,
+            SIGMAS,
+            projection="gaussian",
+            num_projections=2,
+        )
 
     def loss(scale, keys, x, level):
         return losses(scale, keys, x, level).mean()
@@ -152,7 +211,9 @@ def test_under_jit_grad_vmap_and_pmap():
     np.testing.assert_allclose(jax.jit(losses)(0.5, keys, x, level), eager, rtol=1e-5)
     singles = jax.vmap(losses, (None, 0, 0, 0))(0.5, keys[:, None], x[:, None], level[:, None])
     np.testing.assert_allclose(singles[:, 0], eager, rtol=1e-5)
-    halves = jax.pmap(losses, in_axes=(None, 0, 0, 0))(0.5, keys.reshape(2, 2), x.reshape(2, 2, 3), level.reshape(2, 2))
+    halves = jax.pmap(losses, in_axes=(None, 0, 0, 0))(
+        0.5, keys.reshape(2, 2), x.reshape(2, 2, 3), level.reshape(2, 2)
+    )
     np.testing.assert_allclose(halves.reshape(4), eager, rtol=1e-5)
     step = 1e-2
     numeric = (loss(0.5 + step, keys, x, level) - loss(0.5 - step, keys, x, level)) / (2 * step)
@@ -173,23 +234,35 @@ def test_the_score_is_computed_once_however_many_projections(num_projections):
     params = jax.eval_shape(model.init, jax.random.key(0), x, level)
 
     def loss(params):
-        return ssm(keys, functools.partial(model.apply, params), x, level, SIGMAS, num_projections=num_projections)
+        return ssm(
+            keys,
+            functools.partial(model.apply, params),
+            x,
+            level,
+            SIGMAS,
+            num_projections=num_projections,
+        )
 
-    assert products(jax.make_jaxpr(lambda params: model.apply(params, x, level))(params).jaxpr) == 3
+    assert (
+        products(jax.make_jaxpr(lambda params: model.apply(params, x, level))(params).jaxpr) == 3
+    )
     assert products(jax.make_jaxpr(loss)(params).jaxpr) == 3 * (1 + num_projections)
 
 
 @pytest.mark.parametrize("name", NCSN_FIXTURES)
 def test_loss_of_the_official_network_is_the_official_one(name):
     g = golden(name)
-    model, params = convert.from_official(g["param"])
+    model, params = from_official(g["param"])
     sigmas = g["sigmas"]
 
     @jax.jit
     def loss(params):
         perturbed = perturb(g["x"], g["ssm_noise"], g["labels"], sigmas)
         losses = sliced_score_matching(
-            functools.partial(model.apply, {"params": params}), perturbed, g["ssm_projection"], g["labels"]
+            functools.partial(model.apply, {"params": params}),
+            perturbed,
+            g["ssm_projection"],
+            g["labels"],
         )
         return jnp.mean(jnp.asarray(sigmas)[g["labels"]] ** 2 * losses)
 
@@ -200,7 +273,10 @@ def test_loss_of_the_official_network_is_the_official_one(name):
 @pytest.mark.parametrize(
     ("keywords", "words"),
     [
-        ({"projection": "cube"}, "projection='cube' is unknown: it must be one of rademacher, gaussian, sphere"),
+        (
+            {"projection": "cube"},
+            "projection='cube' is unknown: it must be one of rademacher, gaussian, sphere",
+        ),
         ({"num_projections": 0}, "num_projections=0 must be at least 1"),
     ],
 )

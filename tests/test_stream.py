@@ -23,7 +23,9 @@ def test_values_come_in_the_order_of_the_steps():
         time.sleep(0.01 * (step % 2 == 0))
         return step * step
 
-    assert list(prefetch(slow_when_even, range(9), ahead=3, workers=3)) == [step * step for step in range(9)]
+    assert list(prefetch(slow_when_even, range(9), ahead=3, workers=3)) == [
+        step * step for step in range(9)
+    ]
     assert list(prefetch(str, [])) == []
     assert not threads()
 
@@ -44,7 +46,9 @@ def test_values_are_computed_ahead_and_not_farther():
 
 def test_workers_compute_at_the_same_time():
     together = threading.Barrier(2)
-    assert sorted(prefetch(lambda step: (together.wait(20), step)[1], range(4), ahead=2, workers=2)) == [0, 1, 2, 3]
+    assert sorted(
+        prefetch(lambda step: (together.wait(20), step)[1], range(4), ahead=2, workers=2)
+    ) == [0, 1, 2, 3]
 
 
 def test_an_exception_is_raised_at_its_step():

@@ -1,1 +1,1 @@
-"""Where images come from, in memory or lazily decoded, and batches of them as a pure function of (seed, step)."""
+"""Data sets in memory or lazily decoded, the order of batches, and random pixel transforms."""

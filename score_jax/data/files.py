@@ -1,292 +1,305 @@
-"""Images that are files: in folders, or in zip archives that are read as they are. The layout is split/class/image."""
+"""Images in folders, or in zip archives that are read without unpacking them.
 
-import glob
+`layout` describes how the files may be arranged. Images are decoded on access, by Pillow.
+"""
+
+import contextlib
 import io
 import os
 import threading
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from score_jax.data.dataset import Dataset, LazyImages
-
-LAYOUT = "split/class/image.png, .jpg or .jpeg, or split/image without classes"
+from score_jax.data.layout import (
+    LAYOUT,
+    Layout,
+    arrange,
+    list_archive,
+    list_folder,
+    open_archives,
+)
 
 
 class UnreadableImageError(ValueError):
-    """An image turns out to be damaged, or of another shape, when it is read."""
+    """An image is damaged, or has another shape than the others; found when it is decoded."""
 
 
 class ImageTransform(NamedTuple):
-    """What is done to an image when it is decoded: channels, then crop, then size.
-
-    Attributes:
-        crop: Width and height, in pixels, of the square that is cut out of the middle; 0: none, but if `size` is not 0 the largest.
-        size: Width and height that it is resized to, bilinear with antialiasing; 0: none.
-        channels: 1: grey, 3: RGB, 0: as stored, where grey files have 1 and all others 3. Transparency is dropped.
+    """Deterministic changes to an image when it is decoded: channels, then crop, then size.
 
     CelebA as in the papers is crop=140 and size=32 or 64.
+
+    Attributes:
+        crop: Side in pixels of the central square to cut out. None cuts nothing if `size` is None,
+            else the largest square.
+        size: Height and width to resize to, bilinear with antialiasing; None keeps the size.
+        channels: 1 for grey, 3 for RGB; None keeps 1 for grey files and converts all others to
+            RGB. Transparency is dropped.
     """
 
-    crop: int = 0
-    size: int = 0
-    channels: int = 0
+    crop: int | None = None
+    size: int | None = None
+    channels: int | None = None
 
 
-def folder(path: str, *, train_split: str, held_out_split: str, transform: ImageTransform) -> Dataset:
-    """Images in `path/split/class/`, or without classes in `path/split/`; decoded when they are asked for.
+AS_STORED = ImageTransform()
 
-    Classes are numbered in the order of their names. Hidden files, and files of other kinds, are passed over.
+
+def folder(
+    path: str | os.PathLike | None,
+    *,
+    train_split: str = "train",
+    held_out_split: str = "test",
+    transform: ImageTransform = AS_STORED,
+) -> Dataset:
+    """Images in `path/split/class/`, or without classes in `path/split/`.
+
+    If the folder contains neither split, its images, or those of the classes in it, are split by a
+    fixed permutation as in `dataset.split_examples`, and the data set's note says so. Classes are
+    numbered in the order of their names. Hidden files and files of other kinds are ignored.
 
     Args:
         path: The folder.
-        train_split: Name of the folder in it that holds the training images.
-        held_out_split: The same of the held-out images.
-        transform: What is done to each image.
+        train_split: Name of the folder of training images in it.
+        held_out_split: Name of the folder of held-out images in it.
+        transform: Changes to each image when it is decoded.
 
     Raises:
         FileNotFoundError: If a folder is missing.
-        ValueError: If the folders are not laid out so, or have other classes in one split than in the other.
-        UnreadableImageError: If an image is damaged or has another shape than the first; from here if it is the first of its
-            split, else when it is asked for.
+        ValueError: If the layout is another one, if one split has other classes than the other, or
+            if a transform is out of range.
+        UnreadableImageError: If an image is damaged or has another shape than the first. The first
+            image of each split is decoded here, all others on access.
     """
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"config.data.path={path!r} is not a folder: it must hold {LAYOUT}")
-    listed = list(_walk(path, (train_split, held_out_split)))
-    return _dataset(
-        listed, os.path.join(path, ""), str, lambda file: Path(file).read_bytes(), train_split, held_out_split, transform
-    )
+    root = os.path.expanduser(path or "")
+    if not os.path.isdir(root):
+        raise FileNotFoundError(f"path={path!r} is not a folder: it must hold {LAYOUT}")
+
+    def place(*parts: str) -> str:
+        return os.path.join(root, *parts)
+
+    def read(file: str) -> bytes:
+        return Path(file).read_bytes()
+
+    entries = list_folder(root, (train_split, held_out_split))
+    layout = arrange(entries, place, train_split, held_out_split)
+    return _dataset(layout, str, read, transform)
 
 
-def zipped(path: str, *, train_split: str, held_out_split: str, transform: ImageTransform) -> Dataset:
-    """The same as `folder`, from zip archives, which are not unpacked.
+def zipped(
+    path: str | os.PathLike | None,
+    *,
+    train_split: str = "train",
+    held_out_split: str = "test",
+    transform: ImageTransform = AS_STORED,
+) -> Dataset:
+    """Images in zip archives, which are not unpacked; otherwise as `folder`.
 
     Args:
-        path: An archive, several separated by commas, or a pattern like "data/cifar10_*.zip". Together they hold what a folder
-            would; in each it may lie below one more folder, of any name.
-        train_split: As in `folder`.
-        held_out_split: As in `folder`.
-        transform: As in `folder`.
+        path: An archive, several separated by commas, or a pattern such as "data/cifar10_*.zip".
+            Together the archives hold the content of one folder; in each, it may lie within one
+            more folder of any name. A path that exists is not taken for a list or a pattern.
+        train_split: Name of the folder of training images.
+        held_out_split: Name of the folder of held-out images.
+        transform: Changes to each image when it is decoded.
 
     Raises:
-        FileNotFoundError: If there is no such archive, or no such split in them.
-        ValueError: If one is no zip archive, and as in `folder`.
+        FileNotFoundError: If there is no such archive, or a split is missing.
+        ValueError: If a file is not a zip archive, and as in `folder`.
         UnreadableImageError: As in `folder`.
     """
-    archives, listed = [], []
-    for number, file in enumerate(_archives(path)):
-        try:
-            archives.append(zipfile.ZipFile(file))
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{file} cannot be opened as a zip archive ({error}): copy or download it again") from error
-        listed += _members(archives[-1], number, (train_split, held_out_split))
+    archives = open_archives(path)
+    entries = []
+    for number, archive in enumerate(archives):
+        entries += list_archive(archive, number, (train_split, held_out_split))
     lock = threading.Lock()
 
-    def read(member: tuple[int, str]) -> bytes:
-        # The archives share one position in each file among all threads.
-        with lock:
-            return archives[member[0]].read(member[1])
+    def place(*parts: str) -> str:
+        return f"{path}: {'/'.join(parts)}" if parts else str(path)
 
     def name(member: tuple[int, str]) -> str:
-        return f"{archives[member[0]].filename}: {member[1]}"
+        number, inside = member
+        return f"{archives[number].filename}: {inside}"
 
-    return _dataset(listed, f"{path}: ", name, read, train_split, held_out_split, transform)
+    def read(member: tuple[int, str]) -> bytes:
+        # All threads share one file position per archive.
+        number, inside = member
+        with lock:
+            return archives[number].read(inside)
+
+    layout = arrange(entries, place, train_split, held_out_split)
+    return _dataset(layout, name, read, transform)
 
 
 def lazy_images(
-    decode: Callable[[int], np.ndarray], name: Callable[[int], str], number: int, event: tuple[int, int, int] | None = None
+    decode: Callable[[int], np.ndarray],
+    name: Callable[[int], str],
+    number: int,
+    shape: tuple[int, int, int] | None = None,
 ) -> LazyImages:
-    """Images of one shape; whatever is wrong with one is said with its name.
+    """Lazily decoded images of one shape; errors name the offending image.
 
     Args:
-        decode: The image of a number below `number`, uint8 [height, width, channels].
-        name: What to call it in a message.
-        number: How many there are.
-        event: The shape that they must have; None: that of the first. The first is decoded here.
+        decode: Function from the position of an image to its pixels, uint8 [height, width,
+            channels].
+        name: Function from the position of an image to its name in messages.
+        number: Number of images, at least 1. The first one is decoded here.
+        shape: Shape that all images must have; None for the shape of the first.
 
     Raises:
-        UnreadableImageError: If the first cannot be read or has another shape; of others when they are asked for.
+        UnreadableImageError: If the first image cannot be read or has another shape. Access to the
+            result raises it for the others.
     """
 
-    def read(i: int) -> np.ndarray:
+    def decode_checked(position: int) -> np.ndarray:
         try:
-            image = decode(i)
-        except Exception as error:  # decoders raise anything at damaged data
-            raise UnreadableImageError(f"{name(i)} cannot be read ({error}): replace it, or take it out of the data") from error
-        if event is not None and image.shape != event:
+            image = decode(position)
+        except Exception as error:  # decoders raise exceptions of any kind at damaged data
             raise UnreadableImageError(
-                f"{name(i)} is {list(image.shape)}, but the first training image is {list(event)} [height, width, channels]: "
-                "set config.data.size and config.data.channels to make them all alike"
+                f"{name(position)} cannot be read ({error}): replace it, or remove it from the "
+                "data"
+            ) from error
+        if shape is not None and image.shape != shape:
+            raise UnreadableImageError(
+                f"{name(position)} is {list(image.shape)}, but the first training image is "
+                f"{list(shape)} [height, width, channels]: set size and channels to make all "
+                "images alike"
             )
         return image
 
-    first = read(0).shape
-    event = event or first
-    return LazyImages(read, number, event)
+    first_shape = decode_checked(0).shape
+    shape = shape or first_shape
+    return LazyImages(decode_checked, number, shape)
+
+
+def check_transform(transform: ImageTransform) -> None:
+    """Raises ValueError if a value of `transform` is out of range."""
+    for name in ("crop", "size"):
+        value = getattr(transform, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1, or None to keep what is stored")
+    if transform.channels not in (None, 1, 3):
+        raise ValueError(
+            f"channels={transform.channels} must be 1 or 3, or None to keep what is stored"
+        )
 
 
 def decode_image(data: bytes, transform: ImageTransform) -> np.ndarray:
-    """The pixels of an image file, uint8 [height, width, channels].
+    """The pixels of an image file, upright, uint8 [height, width, channels].
+
+    Args:
+        data: Content of the file.
+        transform: Changes to the image, after the orientation in its EXIF data is applied.
 
     Raises:
-        ValueError: If the file is no image, or one that does not fit the transform; Pillow raises other errors at damaged files.
+        ValueError: If the file is not an image, or does not fit the transform. Pillow raises
+            exceptions of other kinds at damaged files.
     """
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise ValueError("its content is no image of a known format") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"its header claims too many pixels: {error}") from None
     if image.mode[0] in "IF":
         raise ValueError(f"its pixels, of mode {image.mode}, have more than 8 bits")
-    grey = transform.channels == 1 or (transform.channels == 0 and image.mode in ("1", "L", "LA"))
+    _make_upright(image)
+
+    # Channels.
+    grey = transform.channels == 1
+    if transform.channels is None:
+        grey = image.mode in ("1", "L", "LA")
     image = image.convert("L" if grey else "RGB")
-    side = transform.crop or (min(image.size) if transform.size else 0)
-    if side > min(image.size):
-        raise ValueError(f"its {image.height} x {image.width} pixels are fewer than config.data.crop={side}")
-    if side:
-        left, top = (image.width - side) // 2, (image.height - side) // 2
+
+    # Central crop.
+    side = transform.crop
+    if side is None and transform.size is not None:
+        side = min(image.size)
+    if side is not None:
+        if side > min(image.size):
+            raise ValueError(
+                f"its {image.height} x {image.width} pixels are fewer than crop={side}"
+            )
+        left = (image.width - side) // 2
+        top = (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-    if transform.size and image.size != (transform.size, transform.size):
-        image = image.resize((transform.size, transform.size), Image.Resampling.BILINEAR)
+
+    # Size.
+    size = transform.size
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
     return pixels[..., None] if grey else pixels
 
 
+def _make_upright(image: Image.Image) -> None:
+    """Applies the orientation in the EXIF data of an image to its pixels, in place."""
+    image.load()  # not below: damaged pixels are an error
+    with contextlib.suppress(Exception):  # damaged EXIF data of a sound image are ignored
+        ImageOps.exif_transpose(image, in_place=True)
+
+
 def read_image(path: str | os.PathLike, transform: ImageTransform) -> np.ndarray:
-    """The pixels of one image file, uint8 [height, width, channels].
+    """The pixels of one image file, upright, uint8 [height, width, channels].
+
+    Args:
+        path: The file.
+        transform: Changes to the image, as in `decode_image`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        UnreadableImageError: If it is damaged, or no image that fits the transform.
+        UnreadableImageError: If it is damaged, not an image, or does not fit the transform.
     """
-    if not os.path.isfile(path):
+    check_transform(transform)
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise FileNotFoundError(f"{path} is not a file: it must be an image")
     try:
-        return decode_image(Path(path).read_bytes(), transform)
-    except (ValueError, OSError, SyntaxError) as error:  # Pillow raises all of these at damaged files
+        return decode_image(file.read_bytes(), transform)
+    except Exception as error:  # Pillow raises exceptions of any kind at damaged files
         raise UnreadableImageError(f"{path} cannot be read as an image ({error})") from error
 
 
-class _Listed(NamedTuple):
-    """Something below the folder or in an archive: its path, split into parts, the last "" if a folder; and what reads it."""
-
-    parts: tuple[str, ...]
-    source: Any
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith((".png", ".jpg", ".jpeg"))
-
-
-def _some(names: Iterable[str]) -> str:
-    """A few of them, in words."""
-    names = sorted(names)
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more if names else "nothing"
-
-
-def _walk(path: str, splits: Sequence[str], above: tuple[str, ...] = ()) -> Iterator[_Listed]:
-    """What lies in a folder, three folders deep in the splits, one elsewhere."""
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if _hidden(entry.name):
-                continue
-            parts = (*above, entry.name)
-            if not entry.is_dir():
-                yield _Listed(parts, entry.path)
-                continue
-            yield _Listed((*parts, ""), entry.path)
-            if parts[0] in splits and len(parts) < 3:
-                yield from _walk(entry.path, splits, parts)
-
-
-def _archives(path: str) -> list[str]:
-    """The archives that a path, a list or a pattern names."""
-    if os.path.isfile(path):
-        return [path]
-    found = []
-    for pattern in (part.strip() for part in path.split(",")):
-        files = [pattern] if os.path.isfile(pattern) else [file for file in sorted(glob.glob(pattern)) if os.path.isfile(file)]
-        if not files:
-            raise FileNotFoundError(
-                f"config.data.path={path!r}: there is no file {pattern!r}; it must name zip archives, separated by commas or as "
-                "a pattern with *"
-            )
-        found += files
-    return list(dict.fromkeys(found))
-
-
-def _members(archive: zipfile.ZipFile, number: int, splits: Sequence[str]) -> list[_Listed]:
-    """What an archive holds, without the one folder that may lie above the splits."""
-    listed = [_Listed(tuple(name.split("/")), (number, name)) for name in archive.namelist()]
-    listed = [member for member in listed if not any(_hidden(part) for part in member.parts)]
-    tops = {member.parts[0] for member in listed if len(member.parts) > 1}
-    if len(tops) != 1 or tops & set(splits):
-        return listed
-    return [member._replace(parts=member.parts[1:]) for member in listed if len(member.parts) > 1]
-
-
 def _dataset(
-    listed: list[_Listed],
-    above: str,
+    layout: Layout,
     name: Callable[[Any], str],
     read: Callable[[Any], bytes],
-    train_split: str,
-    held_out_split: str,
     transform: ImageTransform,
 ) -> Dataset:
-    """The data set of what was listed; `above` stands before its parts in messages."""
-    splits = {"train_split": train_split, "held_out_split": held_out_split}
-    train, held_out = (_images_by_class(listed, above, split, f"config.data.{setting}") for setting, split in splits.items())
-    classes = sorted(set(train) | set(held_out))
-    for split, images, other in ((train_split, train, held_out_split), (held_out_split, held_out, train_split)):
-        if missing := [label for label in classes if label and label not in images]:
-            lacked = "classes" if "" in images else f"the class{'es' * (len(missing) > 1)} {_some(missing)}"
-            raise ValueError(f"{above}{split} lacks {lacked}, which {other} has: both splits must have the same classes, or none")
+    """The data set of a layout.
 
-    def lazy(images: dict[str, list[Any]], event: tuple[int, int, int] | None) -> LazyImages:
-        sources = [source for label in classes for source in images[label]]
-        return lazy_images(lambda i: decode_image(read(sources[i]), transform), lambda i: name(sources[i]), len(sources), event)
+    Args:
+        layout: Handles of the images.
+        name: Function from a handle to the name of the image in messages.
+        read: Function from a handle to the content of the file.
+        transform: Changes to each image when it is decoded.
+    """
+    check_transform(transform)
 
-    train_images = lazy(train, None)
-    held_out_images = lazy(held_out, train_images.shape[1:])
-    if classes == [""]:
-        return Dataset(train_images, held_out_images, 256)
-    numbers = np.arange(len(classes), dtype=np.int32)
-    labels = [np.repeat(numbers, [len(images[label]) for label in classes]) for images in (train, held_out)]
-    return Dataset(train_images, held_out_images, 256, *labels, num_classes=len(classes))
+    def lazy(groups: dict[str, list[Any]], shape: tuple[int, int, int] | None) -> LazyImages:
+        handles = [handle for group in groups.values() for handle in group]
 
+        def decode(position: int) -> np.ndarray:
+            return decode_image(read(handles[position]), transform)
 
-def _images_by_class(listed: list[_Listed], above: str, split: str, setting: str) -> dict[str, list[Any]]:
-    """What reads the images of a split, in the order of their names, by class; a split without classes has the class ""."""
-    inside = [_Listed(entry.parts[1:], entry.source) for entry in listed if entry.parts[0] == split and len(entry.parts) > 1]
-    if not split or not inside:
-        there = {entry.parts[0] for entry in listed if len(entry.parts) > 1} or {entry.parts[0] for entry in listed}
-        raise FileNotFoundError(f"{setting}={split!r}: there is no folder {above}{split}, instead there is {_some(there)}")
-    if deep := next((entry for entry in inside if len(entry.parts) > 2), None):
-        raise ValueError(f"{above}{split}/{'/'.join(deep.parts)} lies too deep: the layout is {LAYOUT}")
-    bare = [entry for entry in inside if len(entry.parts) == 1 and _is_image(entry.parts[0])]
-    folders: dict[str, list[_Listed]] = {entry.parts[0]: [] for entry in inside if len(entry.parts) == 2}
-    for entry in inside:
-        if len(entry.parts) == 2 and entry.parts[1]:
-            folders[entry.parts[0]].append(entry)
-    if bare and folders:
-        raise ValueError(
-            f"{above}{split} holds both images, like {bare[0].parts[0]}, and folders, like {min(folders)}: "
-            "put every image into the folder of its class, or all of them outside of any"
-        )
-    groups = folders or {"": bare}
-    images = {label: [entry for entry in groups[label] if _is_image(entry.parts[-1])] for label in sorted(groups)}
-    for label, group in images.items():
-        if not group:
-            there = {entry.parts[-1] for entry in (groups[label] if label else inside)} - {""}
-            place = f"{above}{split}/{label}".rstrip("/")
-            raise ValueError(f"{place} holds no .png, .jpg or .jpeg, but {_some(there)}: add images, or remove the folder")
-    return {label: [entry.source for entry in sorted(group, key=lambda entry: entry.parts)] for label, group in images.items()}
+        return lazy_images(decode, lambda i: name(handles[i]), len(handles), shape)
+
+    def labels(groups: dict[str, list[Any]]) -> np.ndarray:
+        sizes = [len(group) for group in groups.values()]
+        return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+
+    train = lazy(layout.train, None)
+    held_out = lazy(layout.held_out, train.shape[1:])
+    data = Dataset(train, held_out, num_values=256, note=layout.note)
+    if layout.classes is None:
+        return data
+    return data._replace(
+        train_labels=labels(layout.train),
+        held_out_labels=labels(layout.held_out),
+        num_classes=len(layout.classes),
+    )

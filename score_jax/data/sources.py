@@ -1,4 +1,4 @@
-"""Examples that are arrays: the embedded digits, a toy density, an .npz file, MNIST's idx files."""
+"""Data sets from arrays: the embedded digits, a toy density, .npz and .npy files, idx files."""
 
 import gzip
 import math
@@ -10,151 +10,307 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax.data.dataset import Dataset
+from score_jax.data.dataset import Dataset, split_examples
 
 DIGITS = Path(__file__).with_name("digits.npz")
-SPLITS = ("train", "held_out")
+ARRAYS = ("train", "held_out", "train_labels", "held_out_labels")
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def digits() -> Dataset:
-    """1797 handwritten digits of 8x8 pixels with values 0 to 16, the table that scikit-learn ships.
+    """1797 handwritten digits of 8x8 pixels with values 0 to 16, as shipped with scikit-learn.
 
-    The split is fixed: the first 1500 of `numpy.random.RandomState(0).permutation(1797)` are for training.
+    The split is fixed: the first 1500 of `numpy.random.RandomState(0).permutation(1797)` are
+    training examples.
 
-    Reference: Alpaydin & Kaynak (1998), "Optical recognition of handwritten digits", UCI repository (test part).
+    Reference: Alpaydin & Kaynak (1998), "Optical recognition of handwritten digits", UCI
+    repository (test part).
     """
     with np.load(DIGITS) as file:
-        images, labels = file["images"][..., None], file["labels"].astype(np.int32)
+        images = file["images"][..., None]
+        labels = file["labels"].astype(np.int32)
     order = np.random.RandomState(0).permutation(len(images))
-    train, held_out = order[:1500], order[1500:]
-    return Dataset(images[train], images[held_out], 17, labels[train], labels[held_out], num_classes=10)
+    train = order[:1500]
+    held_out = order[1500:]
+    return Dataset(
+        images[train],
+        images[held_out],
+        num_values=17,
+        train_labels=labels[train],
+        held_out_labels=labels[held_out],
+        num_classes=10,
+    )
 
 
 def mixture() -> Dataset:
-    """Points of the plane from 0.8 N((5, 5), I) + 0.2 N((-5, -5), I), float32: 20000 for training, 5000 held out.
+    """Points in the plane from 0.8 N((5, 5), I) + 0.2 N((-5, -5), I), float32.
 
-    Always the same points, those of `numpy.random.default_rng(0)`.
+    There are 20000 training points and 5000 held-out points, always the same ones: those of
+    `numpy.random.default_rng(0)`.
 
     Reference: Song & Ermon (2019), figures 2 and 3.
     """
     rng = np.random.default_rng(0)
     means = np.where(rng.random((25000, 1)) < 0.8, 5.0, -5.0)
     points = (means + rng.standard_normal((25000, 2))).astype(np.float32)
-    return Dataset(points[:20000], points[20000:], num_values=0)
+    return Dataset(points[:20000], points[20000:], num_values=None)
 
 
-def npz(path: str) -> Dataset:
-    """Images in the arrays `train` and `held_out` of an .npz file, uint8 [examples, height, width, channels] each.
+def npz(path: str | os.PathLike | None) -> Dataset:
+    """Examples in an .npz file of named arrays, or in an .npy file of one array.
 
-    It may also hold their classes, integers from 0 on: `train_labels` and `held_out_labels`, [examples] each.
+    An .npz file holds the array `train` and may hold `held_out`, `train_labels` and
+    `held_out_labels`; an .npy file holds `train` alone. Examples are one of
+    - uint8 [examples, *shape], at least two-dimensional: pixels with 256 values;
+    - floating-point [examples, *shape]: no pixels, converted to float32 and used as they are.
+
+    Labels are integers [examples] that count from 0. Without `held_out`, one tenth of the examples
+    (of each class) is held out as in `dataset.split_examples`, and the data set's note says so.
+
+    Args:
+        path: The file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not such a file, with what it lacks.
+        ValueError: If it cannot be read, lacks an array, or holds arrays of other types or shapes,
+            or values that are not finite.
     """
-    if not os.path.isfile(path):
+    file = os.path.expanduser(path or "")
+    if not os.path.isfile(file):
         raise FileNotFoundError(
-            f"config.data.path={path!r} is not a file: it must name an .npz file with the arrays train and held_out"
+            f"path={path!r} is not a file: it must be an .npz file with the array train and, "
+            "optionally, held_out, or an .npy file"
         )
-    names = (*SPLITS, *(f"{split}_labels" for split in SPLITS))
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in names if name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error}): write it with numpy.savez") from error
-    for name in SPLITS:
-        if name not in arrays:
-            raise ValueError(f"{path} lacks the array {name!r}: it must hold train and held_out")
-        array = arrays[name]
-        if array.dtype != np.uint8 or array.ndim != 4 or 0 in array.shape:
-            raise ValueError(
-                f"{path}: {name} is {array.dtype} {list(array.shape)}, but must be uint8 "
-                "[examples, height, width, channels] and not empty"
-            )
-    if arrays["train"].shape[1:] != arrays["held_out"].shape[1:]:
+    arrays = _load_arrays(file)
+    train = _examples(f"{file}: train", arrays["train"])
+    if "held_out" not in arrays:
+        return _split(file, train, arrays)
+
+    held_out = _examples(f"{file}: held_out", arrays["held_out"])
+    if (train.dtype, train.shape[1:]) != (held_out.dtype, held_out.shape[1:]):
         raise ValueError(
-            f"{path}: images of train are {list(arrays['train'].shape[1:])}, those of held_out "
-            f"{list(arrays['held_out'].shape[1:])}; they must agree"
+            f"{file}: examples in train are {train.dtype} {list(train.shape[1:])}, but those in "
+            f"held_out {held_out.dtype} {list(held_out.shape[1:])}; they must agree"
         )
-    present = [name for name in names[2:] if name in arrays]
+    data = Dataset(train, held_out, _num_values(train))
+    present = [name for name in ("train_labels", "held_out_labels") if name in arrays]
     if len(present) == 1:
-        raise ValueError(f"{path} holds {present[0]} alone: it must hold train_labels and held_out_labels, or neither")
-    labels = [_labels_of_npz(path, name, arrays[name], len(arrays[name.removesuffix("_labels")])) for name in present]
-    return Dataset(arrays["train"], arrays["held_out"], 256, *labels, num_classes=_num_classes(labels))
+        raise ValueError(
+            f"{file} holds {present[0]} alone: it must hold train_labels and held_out_labels, or "
+            "neither"
+        )
+    if not present:
+        return data
+    train_labels = _labels(file, "train_labels", arrays, len(train))
+    held_out_labels = _labels(file, "held_out_labels", arrays, len(held_out))
+    return _with_labels(data, train_labels, held_out_labels)
 
 
-def idx(path: str) -> Dataset:
-    """MNIST as its authors publish it: a folder with four idx files, each as it is or compressed by gzip.
+def idx(path: str | os.PathLike | None) -> Dataset:
+    """MNIST as its authors publish it: a folder with four idx files, which may be gzipped.
 
-    They are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte, also spelled
-    train-images.idx3-ubyte and so on, with .gz at the end if compressed. Images are uint8 [examples, height, width, 1]; those of
-    t10k are held out.
+    The files are train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+    t10k-labels-idx1-ubyte, also spelled train-images.idx3-ubyte and so on; gzipped files end in
+    .gz. Images are uint8 [examples, height, width, 1]; those of t10k are held out.
+
+    Args:
+        path: The folder.
 
     Raises:
-        FileNotFoundError: If files are missing, with their names.
-        ValueError: If one is damaged, is no such file, or does not fit the others.
+        FileNotFoundError: If the folder or files in it are missing; names the files.
+        ValueError: If a file is damaged, is not an idx file, or does not fit the others.
 
     Reference: LeCun et al. (1998).
     """
-    names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    files = [_find_idx(path, name) for name in names]
-    if missing := [name for name, file in zip(names, files, strict=True) if file is None]:
+    folder = os.path.expanduser(path or "")
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"path={path!r} is not a folder: it must hold MNIST's four files")
+    files = {name: _find_idx(folder, name) for name in IDX_FILES}
+    missing = [name for name, file in files.items() if file is None]
+    if missing:
         raise FileNotFoundError(
-            f"config.data.path={path!r} lacks {', '.join(missing)} (or .gz of it): it must be a folder with MNIST's four files"
+            f"path={path!r} lacks {', '.join(missing)} (or .gz of it): it must be a folder with "
+            "MNIST's four files"
         )
-    images, labels = ([_read_idx(file, dimensions) for file in files[i::2]] for i, dimensions in ((0, 3), (1, 1)))
-    for i in (0, 1):
-        if len(images[i]) != len(labels[i]):
-            raise ValueError(
-                f"{files[2 * i]} holds {len(images[i])} images, but {files[2 * i + 1]} {len(labels[i])} labels: "
-                "take both from the same data set"
-            )
-    if images[0].shape[1:] != images[1].shape[1:]:
+    train_file, train_labels_file, held_out_file, held_out_labels_file = files.values()
+    train, train_labels = _read_idx_pair(train_file, train_labels_file)
+    held_out, held_out_labels = _read_idx_pair(held_out_file, held_out_labels_file)
+    if train.shape[1:] != held_out.shape[1:]:
         raise ValueError(
-            f"images of {files[0]} are {list(images[0].shape[1:])}, those of {files[2]} {list(images[1].shape[1:])}: "
-            "take both from the same data set"
+            f"images of {train_file} are {list(train.shape[1:-1])}, those of {held_out_file} "
+            f"{list(held_out.shape[1:-1])}: take both from the same data set"
         )
-    train, held_out = (array[..., None] for array in images)
-    labels = [array.astype(np.int32) for array in labels]
-    return Dataset(train, held_out, 256, *labels, num_classes=_num_classes(labels))
+    return _with_labels(Dataset(train, held_out, 256), train_labels, held_out_labels)
 
 
-def _num_classes(labels: list[np.ndarray]) -> int:
-    return max((int(array.max()) + 1 for array in labels), default=0)
+def _load_arrays(file: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file that have names in ARRAYS; that of an .npy file as `train`."""
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"train": loaded}
+        with loaded:
+            arrays = {name: loaded[name] for name in ARRAYS if name in loaded.files}
+            names = loaded.files
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise ValueError(
+            f"{file} cannot be read as an .npz or .npy file of arrays ({error}): write it with "
+            "numpy.savez or numpy.save"
+        ) from error
+    if "train" not in arrays:
+        raise ValueError(
+            f"{file} lacks the array 'train', it holds {', '.join(names) or 'nothing'}: write it "
+            "with numpy.savez(path, train=..., held_out=...)"
+        )
+    return arrays
 
 
-def _labels_of_npz(path: str, name: str, labels: np.ndarray, number: int) -> np.ndarray:
+def _examples(name: str, array: np.ndarray) -> np.ndarray:
+    """Checks an array of examples; floating-point ones are converted to float32."""
+    is_pixels = array.dtype == np.uint8
+    is_float = np.issubdtype(array.dtype, np.floating)
+    if not (is_pixels or is_float) or array.ndim < 1 + is_pixels or array.size == 0:
+        raise ValueError(
+            f"{name} is {array.dtype} {list(array.shape)}, but must be uint8 pixels, at least "
+            "two-dimensional, or floating-point values [examples, *shape], and not empty"
+        )
+    if is_pixels:
+        return array
+    with np.errstate(over="ignore"):  # overflow gives infinities, refused below
+        array = array.astype(np.float32, copy=False)
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise ValueError(
+            f"{name} holds {finite.size - finite.sum()} values that are not finite in float32, "
+            f"the first in example {np.argwhere(~finite)[0][0]}: remove or replace them"
+        )
+    return array
+
+
+def _num_values(array: np.ndarray) -> int | None:
+    return 256 if array.dtype == np.uint8 else None
+
+
+def _split(file: str, examples: np.ndarray, arrays: dict[str, np.ndarray]) -> Dataset:
+    """The data set of a file without held-out examples; one tenth of each class is held out."""
+    if "held_out_labels" in arrays:
+        raise ValueError(f"{file} holds held_out_labels, but not held_out: add it, or remove both")
+    has_labels = "train_labels" in arrays
+    if has_labels:
+        labels = _labels(file, "train_labels", arrays, len(examples))
+        train, held_out = _split_classes(file, labels)
+    else:
+        train, held_out = split_examples(len(examples), file)
+    note = (
+        f"{file} has no array held_out: {len(train)} examples to train on, {len(held_out)} held "
+        f"out, chosen by a fixed permutation{' in each class' if has_labels else ''}"
+    )
+    data = Dataset(examples[train], examples[held_out], _num_values(examples), note=note)
+    if not has_labels:
+        return data
+    return _with_labels(data, labels[train], labels[held_out])
+
+
+def _split_classes(file: str, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `split_examples` within each class, so that both splits have all classes."""
+    train = []
+    held_out = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        name = f"{file}: class {label}"
+        train_positions, held_out_positions = split_examples(len(members), name)
+        train.append(members[train_positions])
+        held_out.append(members[held_out_positions])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(held_out))
+
+
+def _labels(file: str, name: str, arrays: dict[str, np.ndarray], number: int) -> np.ndarray:
+    labels = arrays[name]
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (number,):
-        raise ValueError(f"{path}: {name} is {labels.dtype} {list(labels.shape)}, but must be integers [{number}], one per image")
+        raise ValueError(
+            f"{file}: {name} is {labels.dtype} {list(labels.shape)}, but must be integers "
+            f"[{number}], one per example"
+        )
     if labels.min() < 0 or labels.max() >= 2**31 - 1:
-        raise ValueError(f"{path}: {name} runs from {labels.min()} to {labels.max()}, but classes count from 0")
+        raise ValueError(
+            f"{file}: {name} runs from {labels.min()} to {labels.max()}, but classes count from 0"
+        )
     return labels.astype(np.int32)
 
 
-def _find_idx(path: str, name: str) -> Path | None:
-    """The file of this name, or of the other spelling, rather as it is than compressed."""
-    spellings = (name, name.replace("-idx", ".idx"))
-    found = (Path(path, spelling + suffix) for suffix in ("", ".gz") for spelling in spellings)
-    return next((file for file in found if file.is_file()), None)
+def _with_labels(data: Dataset, train_labels: np.ndarray, held_out_labels: np.ndarray) -> Dataset:
+    """Adds labels; the number of classes is one more than the largest label."""
+    largest = max(int(train_labels.max()), int(held_out_labels.max()))
+    return data._replace(
+        train_labels=train_labels, held_out_labels=held_out_labels, num_classes=largest + 1
+    )
+
+
+def _find_idx(folder: str, name: str) -> Path | None:
+    """The file of this name in either spelling; an uncompressed one is preferred."""
+    for suffix in ("", ".gz"):
+        for spelling in (name, name.replace("-idx", ".idx")):
+            file = Path(folder, spelling + suffix)
+            if file.is_file():
+                return file
+    return None
+
+
+def _read_idx_pair(images_file: Path, labels_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 [examples, height, width, 1], and their labels, int32 [examples]."""
+    images = _read_idx(images_file, 3)
+    labels = _read_idx(labels_file, 1)
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{images_file} holds {len(images)} images, but {labels_file} {len(labels)} labels: "
+            "take both from the same data set"
+        )
+    return images[..., None], labels.astype(np.int32)
 
 
 def _read_idx(file: Path, dimensions: int) -> np.ndarray:
-    """The bytes of an idx file, uint8 with this many dimensions. Layout: 0, 0, 8 (uint8), dimensions, big-endian sizes, values."""
-    try:
-        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{file} cannot be decompressed ({error}): copy or download it again") from error
-    magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
+    """The values of an idx file, uint8 with this number of dimensions.
+
+    The format: the bytes 0, 0, 8 (for uint8) and the number of dimensions, big-endian sizes of
+    four bytes each, then the values.
+    """
+    data = file.read_bytes()
+    if file.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{file} cannot be decompressed ({error}): copy or download it again"
+            ) from error
+    magic = bytes((0, 0, 8, dimensions))
     if data[:4] != magic:
-        raise ValueError(f"{file} begins with {data[:4].hex(' ') or 'nothing'}, not with {magic.hex(' ')}: it is no such idx file")
+        raise ValueError(
+            f"{file} begins with {data[:4].hex(' ') or 'nothing'}, not with {magic.hex(' ')}: it "
+            "is not an idx file of this kind"
+        )
+    header = 4 + 4 * dimensions
     if len(data) < header:
         raise ValueError(f"{file} ends within its header: copy or download it again")
     shape = struct.unpack(f">{dimensions}I", data[4:header])
+    sizes = " x ".join(map(str, shape))
     if len(data) - header != math.prod(shape):
         raise ValueError(
-            f"{file} holds {len(data) - header} bytes of values, but its header says {' x '.join(map(str, shape))}: "
+            f"{file} holds {len(data) - header} bytes of values, but its header says {sizes}: "
             "copy or download it again"
         )
     if 0 in shape:
-        raise ValueError(f"{file} is empty: its header says {' x '.join(map(str, shape))}")
+        raise ValueError(f"{file} is empty: its header says {sizes}")
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -1,4 +1,4 @@
-"""Work done ahead by threads: the host prepares the next batches while the devices compute."""
+"""Background threads that prepare the next batches on the host while the devices compute."""
 
 import itertools
 from collections import deque
@@ -10,17 +10,24 @@ Step = TypeVar("Step")
 Value = TypeVar("Value")
 
 
-def prefetch(function: Callable[[Step], Value], steps: Iterable[Step], *, ahead: int = 2, workers: int = 2) -> Iterator[Value]:
-    """`map(function, steps)`, computed ahead by threads.
+def prefetch(
+    function: Callable[[Step], Value],
+    steps: Iterable[Step],
+    *,
+    ahead: int = 2,
+    workers: int = 2,
+) -> Iterator[Value]:
+    """Like `map(function, steps)`, but threads compute the next values in advance.
 
-    The order is that of `steps`, and an exception of `function` is raised at the step it belongs to. Threads start when the first
-    value is asked for, and end with the iterator: at its end, at an exception, or when it is closed or no longer referred to.
+    Values come in the order of `steps`, and an exception of `function` is raised at its own step.
+    The threads start when the first value is requested. They stop with the iterator: at its end,
+    at an exception, or when it is closed or garbage-collected.
 
     Args:
-        function: Called by several threads at once.
-        steps: What it is called with; may be endless.
-        ahead: How many values are computed, or waiting, beyond the one in use; at least 1.
-        workers: Threads, at least 1.
+        function: Function of a step; several threads call it at once.
+        steps: Arguments of the calls; may be endless.
+        ahead: Number of values that are computed or kept beyond the one in use, at least 1.
+        workers: Number of threads, at least 1.
 
     Raises:
         ValueError: If `ahead` or `workers` is less than 1.
@@ -30,16 +37,24 @@ def prefetch(function: Callable[[Step], Value], steps: Iterable[Step], *, ahead:
     return _prefetch(function, steps, ahead, workers)
 
 
-def _prefetch(function: Callable[[Step], Value], steps: Iterable[Step], ahead: int, workers: int) -> Iterator[Value]:
+def _prefetch(
+    function: Callable[[Step], Value], steps: Iterable[Step], ahead: int, workers: int
+) -> Iterator[Value]:
     remaining = iter(steps)
     pending: deque[Future[Value]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
+
+    def submit(number: int) -> None:
+        for step in itertools.islice(remaining, number):
+            pending.append(pool.submit(function, step))
+
     try:
-        pending.extend(pool.submit(function, step) for step in itertools.islice(remaining, ahead))
+        submit(ahead)
         while pending:
             future = pending.popleft()
-            pending.extend(pool.submit(function, step) for step in itertools.islice(remaining, 1))
+            # Replace the value that is about to be used, so that `ahead` others stay in work.
+            submit(1)
             yield future.result()
     finally:
-        # Waits for what runs, a step's work at most: afterwards no thread touches a file.
+        # Wait for the calls that are running, so that no thread touches a file afterwards.
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,11 +1,11 @@
-"""Implicit score matching, with the exact trace: the objective that the sliced one estimates.
+"""Implicit score matching with the exact trace: the objective that the sliced one estimates.
 
     l(x) = tr(grad s(x)) + 1/2 || s(x) ||^2
 
 For few dimensions: in D of them it costs as much as D sliced losses.
 
-Reference: Hyvärinen (2005), "Estimation of non-normalized statistical models by score matching", theorem 1; Song & Ermon
-(2019), equation 1.
+Reference: Hyvärinen (2005), "Estimation of non-normalized statistical models by score matching",
+theorem 1; Song & Ermon (2019), equation 1.
 """
 
 import math
@@ -13,53 +13,79 @@ import math
 import jax
 import jax.numpy as jnp
 
-from score_jax.noise import perturb, standard_normal
-from score_jax.typing import Batch, Keys, Levels, Losses, ScoreFn, Sigmas
+from score_jax.noise import (
+    check_batch,
+    check_level,
+    perturb,
+    standard_normal,
+    sum_per_example,
+    weighted,
+)
+from score_jax.typing import AnyBatch, AnyKeys, Levels, Losses, ScoreFn, Sigmas
 
 CHUNK = 16
-"""How many derivatives are taken at a time."""
+"""Number of derivatives that are computed at a time."""
 
 
-def implicit_score_matching(score_fn: ScoreFn, x: Batch, level: Levels) -> Losses:
+def implicit_score_matching(score_fn: ScoreFn, x: AnyBatch, level: Levels) -> Losses:
     """The loss of each example.
 
-    On average over x ~ p it is 1/2 E||s - grad log p||^2 - 1/2 E||grad log p||^2: least at the true score, and negative there.
+    In expectation over x ~ p it equals 1/2 E||s - grad log p||^2 - 1/2 E||grad log p||^2: the true
+    score is the minimiser, and the minimum is negative.
 
-    Costs one pass for the score and D derivatives, each along one axis, with the memory of `CHUNK` of them: the gradient with
-    respect to parameters computes them again rather than keep all D.
+    Costs one pass for the score and D derivatives, each along one axis, with the memory of `CHUNK`
+    of them: the gradient with respect to parameters recomputes them instead of storing all D.
 
     Args:
         score_fn: The score to be learned. The score of one example must not depend on the others.
-        x: Where: data, clean or already perturbed.
-        level: Noise level of each example, handed on to `score_fn`.
+        x: Points, [batch, *shape]: data, clean or already perturbed.
+        level: Noise level of each example, passed on to `score_fn`.
+
     Returns:
         One loss per example, summed over its dimensions; in 1/unit^2, unit being that of `x`.
+
+    Raises:
+        ValueError: If `x` is not real floating-point, or a concrete level is negative.
     """
-    x = jnp.asarray(x)
+    x, level = check_batch(x), check_level(level)
+    if len(x) == 0:
+        return jnp.zeros(0, jnp.promote_types(x.dtype, jnp.float32))
     dimension = math.prod(x.shape[1:])
     score, derivative = jax.linearize(lambda x: score_fn(x, level), x)
 
     @jax.checkpoint
     def diagonal(axis):
-        # The same axis in every example: as no example sees another, one derivative serves them all.
+        # Examples are independent, so one JVP along this axis gives the derivative for all of
+        # them.
         tangent = jax.nn.one_hot(axis, dimension, dtype=x.dtype).reshape(1, *x.shape[1:])
         slope = derivative(jnp.broadcast_to(tangent, x.shape))
-        return jnp.sum((tangent * slope).reshape(len(x), -1), axis=1)
+        return sum_per_example(tangent * slope)
 
-    diagonals = jax.lax.map(diagonal, jnp.arange(dimension), batch_size=min(CHUNK, dimension))
-    return jnp.sum(diagonals, axis=0) + 0.5 * jnp.sum(score.reshape(len(x), -1) ** 2, axis=1)
-
-
-def implicit(keys: Keys, score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Losses:
-    """`implicit_score_matching` at `x` as it is, neither perturbed nor weighted: keys and sigmas play no part (a LossFn)."""
-    del keys, sigmas
-    return implicit_score_matching(score_fn, x, level)
+    axes = jnp.arange(dimension)
+    diagonals = jax.lax.map(diagonal, axes, batch_size=min(CHUNK, dimension))
+    return jnp.sum(diagonals, axis=0) + 0.5 * sum_per_example(score**2)
 
 
-def annealed_implicit(keys: Keys, score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Losses:
-    """`implicit_score_matching` at `x` perturbed with noise drawn from `keys`, weighted by sigma^2 (a LossFn).
+def implicit(
+    keys: AnyKeys, score_fn: ScoreFn, x: AnyBatch, level: Levels, sigmas: Sigmas
+) -> Losses:
+    """`implicit_score_matching` at `x` itself, unperturbed and unweighted (a LossFn).
 
-    Has the minimum of `losses.dsm.annealed_dsm` and, on average, its value less D / 2 in D dimensions.
+    `sigmas` is ignored, and no random numbers are drawn.
     """
-    perturbed = perturb(x, standard_normal(keys, x.shape[1:]), level, sigmas)
-    return jnp.asarray(sigmas)[level] ** 2 * implicit_score_matching(score_fn, perturbed, level)
+    del sigmas
+    return implicit_score_matching(score_fn, check_batch(x, keys), level)
+
+
+def annealed_implicit(
+    keys: AnyKeys, score_fn: ScoreFn, x: AnyBatch, level: Levels, sigmas: Sigmas
+) -> Losses:
+    """`implicit_score_matching` at `x` perturbed by noise from `keys`, weighted by sigma^2.
+
+    A LossFn. It has the minimiser of `losses.dsm.annealed_dsm` and, in expectation, its value less
+    D / 2 in D dimensions.
+    """
+    x, level = check_batch(x, keys), check_level(level, len(sigmas))
+    noise = standard_normal(keys, x.shape[1:], x.dtype)
+    losses = implicit_score_matching(score_fn, perturb(x, noise, level, sigmas), level)
+    return weighted(losses, level, sigmas)

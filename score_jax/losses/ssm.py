@@ -3,10 +3,11 @@
     l(x, v) = v^T (grad s(x)) v + 1/2 || s(x) ||^2       variance reduced
     l(x, v) = v^T (grad s(x)) v + 1/2 (v^T s(x))^2       plain,             E[v v^T] = I
 
-Two layers: `sliced_score_matching` is deterministic and takes the projection, `ssm` and `annealed_ssm` draw it.
+Two layers: `sliced_score_matching` is deterministic and takes the projection, `ssm` and
+`annealed_ssm` draw it.
 
-Reference: Song, Garg, Shi & Ermon (2019), "Sliced score matching: a scalable approach to density and score estimation",
-section 3; Song & Ermon (2019), equation 3.
+Reference: Song, Garg, Shi & Ermon (2019), "Sliced score matching: a scalable approach to density
+and score estimation", section 3; Song & Ermon (2019), equation 3.
 """
 
 import math
@@ -15,72 +16,101 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from score_jax.noise import perturb, standard_normal, standard_uniform
-from score_jax.typing import Batch, Keys, Levels, Losses, ScoreFn, Sigmas
+from score_jax.noise import (
+    check_batch,
+    check_level,
+    perturb,
+    split_keys,
+    standard_normal,
+    standard_uniform,
+    sum_per_example,
+    weighted,
+)
+from score_jax.typing import AnyBatch, AnyKeys, Batch, Keys, Levels, Losses, ScoreFn, Sigmas
 
 
 def sliced_score_matching(
-    score_fn: ScoreFn, x: Batch, projection: Batch, level: Levels, *, variance_reduced: bool = True
+    score_fn: ScoreFn,
+    x: AnyBatch,
+    projection: Batch,
+    level: Levels,
+    *,
+    variance_reduced: bool = True,
 ) -> Losses:
-    """The loss of each example for a given draw of the projection: the score and one derivative along a line.
+    """The loss of each example for a given projection: the score and one derivative along a line.
 
-    On average over projections with E[v v^T] = I, and over x ~ p, both forms are 1/2 E||s - grad log p||^2 - 1/2 E||grad log p||^2:
-    least at the true score, and negative there.
+    In expectation over projections with E[v v^T] = I and over x ~ p, both forms equal
+    1/2 E||s - grad log p||^2 - 1/2 E||grad log p||^2: the true score is the minimiser, and the
+    minimum is negative.
 
     Args:
         score_fn: The score to be learned. The score of one example must not depend on the others.
-        x: Where: data, clean or already perturbed.
+        x: Points, [batch, *shape]: data, clean or already perturbed.
         projection: v above, of the shape of `x`.
-        level: Noise level of each example, handed on to `score_fn`.
-        variance_reduced: Whether ||s||^2 replaces (v^T s)^2, its mean over projections.
+        level: Noise level of each example, passed on to `score_fn`.
+        variance_reduced: If True, use ||s||^2, the mean of (v^T s)^2 over projections.
+
     Returns:
         One loss per example, summed over its dimensions; in 1/unit^2, unit being that of `x`.
+
+    Raises:
+        ValueError: If `x` is not real floating-point, or a concrete level is negative.
     """
+    x, level = check_batch(x), check_level(level)
     return _mean_over_projections(score_fn, x, [projection], level, variance_reduced)
 
 
 def _mean_over_projections(
-    score_fn: ScoreFn, x: Batch, projections: Sequence[Batch], level: Levels, variance_reduced: bool
+    score_fn: ScoreFn,
+    x: Batch,
+    projections: Sequence[Batch],
+    level: Levels,
+    variance_reduced: bool,
 ) -> Losses:
-    x = jnp.asarray(x)
-    # One pass for the score, and one for each derivative. Under vmap the latter took twice as long on a CPU.
+    # One pass for the score and one for each derivative; under vmap the derivatives take twice as
+    # long on a CPU.
     score, derivative = jax.linearize(lambda x: score_fn(x, level), x)
-    score = score.reshape(len(x), -1)
     total = 0.0
     for projection in projections:
         projection = jnp.asarray(projection, x.dtype)
-        slope = derivative(projection).reshape(len(x), -1)
-        projection = projection.reshape(len(x), -1)
-        square = jnp.sum(score**2, axis=1) if variance_reduced else jnp.sum(projection * score, axis=1) ** 2
-        trace = jnp.sum(projection * slope, axis=1)
+        trace = sum_per_example(projection * derivative(projection))
+        if variance_reduced:
+            square = sum_per_example(score**2)
+        else:
+            square = sum_per_example(projection * score) ** 2
         total = total + trace + 0.5 * square
     return total / len(projections)
 
 
-def rademacher(keys: Keys, event: tuple[int, ...]) -> Batch:
-    """Projections of independent signs, [batch, *event]; exact for a diagonal grad s."""
-    return jnp.where(standard_uniform(keys, event) < 0.5, -1.0, 1.0)
+def rademacher(keys: Keys, shape: tuple[int, ...]) -> Batch:
+    """Projections of independent signs, [batch, *shape]; exact for a diagonal grad s."""
+    return jnp.where(standard_uniform(keys, shape) < 0.5, -1.0, 1.0)
 
 
-def gaussian(keys: Keys, event: tuple[int, ...]) -> Batch:
-    """Standard normal projections, [batch, *event]."""
-    return standard_normal(keys, event)
+def gaussian(keys: Keys, shape: tuple[int, ...]) -> Batch:
+    """Standard normal projections, [batch, *shape]."""
+    return standard_normal(keys, shape)
 
 
-def sphere(keys: Keys, event: tuple[int, ...]) -> Batch:
-    """Projections uniform on the sphere of radius sqrt(D), D = prod(event), [batch, *event]; exact for grad s = c I."""
-    normal = standard_normal(keys, (math.prod(event),))
-    return (normal * (math.prod(event) ** 0.5 / jnp.linalg.norm(normal, axis=1, keepdims=True))).reshape(len(keys), *event)
+def sphere(keys: Keys, shape: tuple[int, ...]) -> Batch:
+    """Projections uniform on the sphere of radius sqrt(D), D = prod(shape), [batch, *shape].
+
+    Exact for grad s = c I.
+    """
+    dimension = math.prod(shape)
+    normal = standard_normal(keys, (dimension,))
+    radius = dimension**0.5 / jnp.linalg.norm(normal, axis=1, keepdims=True)
+    return (normal * radius).reshape(len(keys), *shape)
 
 
 PROJECTIONS = {"rademacher": rademacher, "gaussian": gaussian, "sphere": sphere}
-"""Name -> (keys [batch], event) -> projections [batch, *event] with E[v v^T] = I."""
+"""Name -> (keys [batch], shape) -> projections [batch, *shape] with E[v v^T] = I."""
 
 
 def ssm(
-    keys: Keys,
+    keys: AnyKeys,
     score_fn: ScoreFn,
-    x: Batch,
+    x: AnyBatch,
     level: Levels,
     sigmas: Sigmas,
     *,
@@ -88,40 +118,47 @@ def ssm(
     num_projections: int = 1,
     variance_reduced: bool = True,
 ) -> Losses:
-    """`sliced_score_matching` at `x` as it is, neither perturbed nor weighted (a LossFn).
+    """`sliced_score_matching` at `x` itself, unperturbed and unweighted (a LossFn).
 
-    Its minimum over all score functions is the score of the data themselves, if they have a density.
+    Its minimiser over all score functions is the score of the data, if they have a density.
 
     Args:
-        keys: One per example; used up.
+        keys: One key per example; do not reuse them.
         score_fn: The score to be learned.
-        x: Data.
-        level: Handed on to `score_fn`.
-        sigmas: Plays no part.
+        x: Data, [batch, *shape].
+        level: Passed on to `score_fn`.
+        sigmas: Ignored.
         projection: A name in `PROJECTIONS`.
-        num_projections: Projections per example, of whose losses the mean is taken. The score itself is computed once; time,
-            memory and compile time of its derivatives grow in proportion.
+        num_projections: Number of projections per example over whose losses the mean is taken. The
+            score is computed once; time, memory and compile time of its derivatives grow in
+            proportion.
         variance_reduced: As in `sliced_score_matching`.
+
     Returns:
         One loss per example.
+
     Raises:
-        ValueError: If the projection is unknown, or there is not at least one.
+        ValueError: If the projection is unknown, num_projections is less than 1, or as
+            `losses.dsm.annealed_dsm`.
     """
     del sigmas
     if projection not in PROJECTIONS:
-        raise ValueError(f"projection={projection!r} is unknown: it must be one of {', '.join(PROJECTIONS)}")
+        known = ", ".join(PROJECTIONS)
+        raise ValueError(f"projection={projection!r} is unknown: it must be one of {known}")
     if num_projections < 1:
         raise ValueError(f"num_projections={num_projections} must be at least 1")
-    # The number of a projection is folded into its keys, so that more projections do not change the first ones.
+    x, level = check_batch(x, keys), check_level(level)
+    # Fold the projection's number into its keys, so that more projections do not change the first.
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    draws = [PROJECTIONS[projection](fold(keys, number), x.shape[1:]) for number in range(num_projections)]
+    draw = PROJECTIONS[projection]
+    draws = [draw(fold(keys, number), x.shape[1:]) for number in range(num_projections)]
     return _mean_over_projections(score_fn, x, draws, level, variance_reduced)
 
 
 def annealed_ssm(
-    keys: Keys,
+    keys: AnyKeys,
     score_fn: ScoreFn,
-    x: Batch,
+    x: AnyBatch,
     level: Levels,
     sigmas: Sigmas,
     *,
@@ -129,34 +166,38 @@ def annealed_ssm(
     num_projections: int = 1,
     variance_reduced: bool = True,
 ) -> Losses:
-    """`ssm` at `x` perturbed by its own level's noise, weighted by sigma^2 (a LossFn).
+    """`ssm` at `x` perturbed by the noise of its own level, weighted by sigma^2 (a LossFn).
 
-    Has the minimum of `losses.dsm.annealed_dsm` and, on average, its value less D / 2 in D dimensions.
+    It has the minimiser of `losses.dsm.annealed_dsm` and, in expectation, its value less D / 2 in
+    D dimensions.
 
     Args:
-        keys: One per example; used up.
+        keys: One key per example; do not reuse them.
         score_fn: The score to be learned.
-        x: Clean data.
+        x: Clean data, [batch, *shape].
         level: Noise level of each example, an index into `sigmas`.
         sigmas: Noise levels, decreasing, in the unit of `x`.
         projection: As in `ssm`.
         num_projections: As in `ssm`.
         variance_reduced: As in `ssm`.
+
     Returns:
         One loss per example; without a unit.
+
     Raises:
         ValueError: As `ssm`.
     """
-    noise_keys, projection_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    perturbed = perturb(x, standard_normal(noise_keys, x.shape[1:]), level, sigmas)
+    x, level = check_batch(x, keys), check_level(level, len(sigmas))
+    noise_keys, projection_keys = split_keys(keys)
+    noise = standard_normal(noise_keys, x.shape[1:], x.dtype)
     losses = ssm(
         projection_keys,
         score_fn,
-        perturbed,
+        perturb(x, noise, level, sigmas),
         level,
         sigmas,
         projection=projection,
         num_projections=num_projections,
         variance_reduced=variance_reduced,
     )
-    return jnp.asarray(sigmas)[level] ** 2 * losses
+    return weighted(losses, level, sigmas)

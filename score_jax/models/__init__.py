@@ -1,4 +1,1 @@
-"""Score networks: Flax modules whose `apply` is a score function once the parameters are bound.
-
-score_fn = functools.partial(model.apply, {"params": params})
-"""
+"""Score networks in Flax."""

@@ -1,14 +1,22 @@
-"""NCSN, the network of the paper: a RefineNet with dilated convolutions, conditioned on the noise level.
+"""NCSN, the network of the paper: a RefineNet with dilated convolutions and conditional norms.
 
 Reference: Song & Ermon (2019), appendix A.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_jax.models.layers import ConditionalInstanceNormPlus, Conv, compute_dtype, elu, mean_pool_5x5
+from score_jax.models.layers import (
+    ConditionalInstanceNormPlus,
+    Conv,
+    compute_dtype,
+    elu,
+    mean_pool_5x5,
+)
+from score_jax.models.preconditioning import as_floats
 from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
@@ -24,29 +32,50 @@ class NCSN(nn.Module):
     """Noise conditional score network.
 
     Attributes:
-        num_levels: Number of noise levels.
-        width: Features of the first stage, n; the published settings are 64 (MNIST) and 128 (CIFAR-10, CelebA).
-        centered: Whether images in [0, 1] are mapped to [-1, 1] first; not for logit-transformed data.
-        dtype: Precision of the convolutions and of the maps between them, float32 or bfloat16; parameters, statistics and the score
-            are float32 in any case.
-        remat: Whether, for a gradient, blocks are computed again and not kept: less memory, about a third more time.
+        num_levels: Number of noise levels; None takes that of `sigmas`.
+        width: Features of the first stage, n; the published settings are 64 (MNIST) and 128
+            (CIFAR-10, CelebA).
+        centered: If True, map images in [0, 1] to [-1, 1] first; not for logit-transformed data.
+        dtype: Precision of the convolutions and feature maps, float32 or bfloat16; parameters and
+            statistics are float32 in any case.
+        remat: If True, recompute blocks for the gradient instead of storing their activations:
+            less memory, about a third more time.
+        sigmas: Noise levels, as other networks take them; only their number is used.
     """
 
-    num_levels: int
+    num_levels: int | None = None
     width: int = 128
     centered: bool = True
     dtype: str = "float32"
     remat: bool = False
+    sigmas: Any = None
+
+    def __post_init__(self):
+        if self.sigmas is not None:
+            num_levels = len(as_floats(self.sigmas))
+            if self.num_levels not in (None, num_levels):
+                raise ValueError(
+                    f"num_levels={self.num_levels} differs from the number of sigmas, "
+                    f"{num_levels}: give one of them"
+                )
+            self.num_levels, self.sigmas = num_levels, None
+        if self.num_levels is None or self.num_levels < 1:
+            raise ValueError(
+                f"num_levels={self.num_levels} must be at least 1: give num_levels or sigmas"
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Images, level: Levels) -> Images:
         """The score of images at their noise levels.
 
         Args:
-            x: Perturbed images, [batch, height, width, channels], clean ones in [0, 1].
+            x: Perturbed images, [batch, height, width, channels]; clean ones are in [0, 1].
             level: int [batch], 0 is the largest sigma.
+
         Returns:
-            The estimated gradient of the log density of `x`, of its shape.
+            The estimated gradient of the log density of `x`, of its shape and dtype.
+
         Raises:
             ValueError: If height or width is odd or below 4, or the network's width is below 2.
         """
@@ -58,4 +87,5 @@ class NCSN(nn.Module):
         h = Conv(self.width, name="begin_conv")(h)
         h = refine_net(h, level, self.width, STAGES, norm, norm, mean_pool_5x5, self.remat)
         h = elu(norm(name="normalizer")(h, level))
-        return Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32)
+        score = Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32)
+        return score.astype(x.dtype)

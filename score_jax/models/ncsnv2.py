@@ -2,14 +2,25 @@
 
     s(x, i) = net(x) / sigma_i
 
-Reference: Song & Ermon (2020), "Improved techniques for training score-based generative models", technique 3 and appendix.
+Reference: Song & Ermon (2020), "Improved techniques for training score-based generative models",
+technique 3 and appendix.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax.models.layers import Conv, InstanceNormPlus, compute_dtype, elu, max_pool_5x5, without_norm
+from score_jax.models.layers import (
+    Conv,
+    InstanceNormPlus,
+    compute_dtype,
+    elu,
+    max_pool_5x5,
+    without_norm,
+)
+from score_jax.models.preconditioning import as_floats
 from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
 from score_jax.typing import Images, Levels
 
@@ -42,44 +53,65 @@ class NCSNv2(nn.Module):
     """The unconditional network of NCSNv2.
 
     Attributes:
-        sigmas: Noise levels, decreasing. They are a leaf of the parameters, too, as they are of the official checkpoints, which no
-            gradient reaches.
+        sigmas: Noise levels, decreasing: a tuple of floats or an array. Also stored as a
+            non-trainable parameter, as in the official checkpoints.
         width: Features of the first stage, n; 128 in all published settings.
-        variant: "standard" (32x32), "deeper" (64x64 to 128x128) or "deepest" (256x256).
-        centered: Whether images in [0, 1] are mapped to [-1, 1] first; not for logit-transformed data.
-        dtype: Precision of the convolutions and of the maps between them, float32 or bfloat16; parameters, statistics and the score
-            are float32 in any case.
-        remat: Whether, for a gradient, blocks are computed again and not kept: less memory, about a third more time.
+        variant: "standard" (32x32 and 64x64), "deeper" (96x96 and 128x128) or "deepest"
+            (256x256).
+        centered: If True, map images in [0, 1] to [-1, 1] first; not for logit-transformed data.
+        dtype: Precision of the convolutions and feature maps, float32 or bfloat16; parameters and
+            statistics are float32 in any case.
+        remat: If True, recompute blocks for the gradient instead of storing their activations:
+            less memory, about a third more time.
     """
 
-    sigmas: tuple[float, ...]
+    sigmas: Any
     width: int = 128
     variant: str = "standard"
     centered: bool = True
     dtype: str = "float32"
     remat: bool = False
 
+    def __post_init__(self):
+        self.sigmas = as_floats(self.sigmas)
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, x: Images, level: Levels) -> Images:
         """The score of images at their noise levels.
 
         Args:
-            x: Perturbed images, [batch, height, width, channels], clean ones in [0, 1].
+            x: Perturbed images, [batch, height, width, channels]; clean ones are in [0, 1].
             level: int [batch], 0 is the largest sigma.
+
         Returns:
-            The estimated gradient of the log density of `x`, of its shape.
+            The estimated gradient of the log density of `x`, of its shape and dtype.
+
         Raises:
-            ValueError: If the images do not halve as often as the variant does, the width is below 2, or there is no such variant.
+            ValueError: If height or width cannot be halved as often as the variant does, the width
+                is below 2, or the variant is unknown.
         """
         if self.variant not in VARIANTS:
-            raise ValueError(f"variant={self.variant!r} is not known: choose among {', '.join(VARIANTS)}")
+            known = ", ".join(VARIANTS)
+            raise ValueError(f"variant={self.variant!r} is unknown: choose among {known}")
         stages = VARIANTS[self.variant]
         check_size(f"NCSNv2 ({self.variant})", *x.shape[1:3], stages)
         check_width(self.width)
-        sigmas = jax.lax.stop_gradient(jnp.asarray(self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32))))
+        stored = self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32))
+        sigmas = jax.lax.stop_gradient(jnp.asarray(stored))
         x = jnp.asarray(x)
         h = (2 * x - 1 if self.centered else x).astype(compute_dtype(self.dtype))
         h = Conv(self.width, name="begin_conv")(h)
-        h = refine_net(h, level, self.width, stages, InstanceNormPlus, without_norm, max_pool_5x5, self.remat)
+        h = refine_net(
+            h,
+            level,
+            self.width,
+            stages,
+            InstanceNormPlus,
+            without_norm,
+            max_pool_5x5,
+            self.remat,
+        )
         h = elu(InstanceNormPlus(name="normalizer")(h, level))
-        return Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32) / sigmas[level][:, None, None, None]
+        score = Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32)
+        return (score / sigmas[level][:, None, None, None]).astype(x.dtype)

@@ -1,7 +1,7 @@
 """RefineNet: residual blocks on the way down, refine blocks on the way up.
 
-A block takes its norm as `norm(name=...)`, a module called with (h, level); the two published families differ in where norms stand,
-what they depend on, and in the pooling.
+Blocks construct their norms as `norm(name=...)`, a module called with (h, level). The two
+published families differ in the places of the norms, in their conditioning and in the pooling.
 
 Reference: Lin et al. (2017), "RefineNet"; Song & Ermon (2019), appendix A.
 """
@@ -20,9 +20,10 @@ class ResidualBlock(nn.Module):
 
     Attributes:
         features: Number of output features.
-        norm: Makes a norm from its name.
-        down: Whether the block begins a stage. Without dilation it then halves the resolution by mean pooling.
-        dilation: Of all convolutions of the block; above 1 the resolution stays.
+        norm: Constructor of a norm from its name.
+        down: If True, the block begins a stage; without dilation it then halves the resolution by
+            mean pooling.
+        dilation: Dilation of all convolutions of the block; above 1 the resolution is kept.
     """
 
     features: int
@@ -34,14 +35,16 @@ class ResidualBlock(nn.Module):
     def __call__(self, h: Array, level: Levels) -> Array:
         width = h.shape[-1]
         pool = self.down and self.dilation == 1
-        # The first convolution of a block that begins a stage keeps the width, the second changes it.
-        first, shortcut_size = (width, 1 if pool else 3) if self.down else (self.features, 3)
+        # In a block that begins a stage, the first convolution keeps the width and the second
+        # changes it.
+        first_features = width if self.down else self.features
         y = elu(self.norm(name="normalize1")(h, level))
-        y = Conv(first, dilation=self.dilation, name="conv1")(y)
+        y = Conv(first_features, dilation=self.dilation, name="conv1")(y)
         y = elu(self.norm(name="normalize2")(y, level))
         y = Conv(self.features, dilation=self.dilation, name="conv2")(y)
         if self.down or width != self.features:
-            h = Conv(self.features, kernel_size=shortcut_size, dilation=self.dilation, name="shortcut")(h)
+            size = 1 if pool else 3
+            h = Conv(self.features, size, dilation=self.dilation, name="shortcut")(h)
         return mean_pool_2x2(y) + mean_pool_2x2(h) if pool else y + h
 
 
@@ -63,7 +66,7 @@ class ResidualConvUnits(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """Brings maps of several resolutions to one width and size, and adds them."""
+    """Convolves maps of several resolutions to one width, resizes them to one size and adds."""
 
     features: int
     norm: Callable[..., nn.Module]
@@ -78,7 +81,7 @@ class MultiScaleFusion(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """Adds context of growing extent: twice norm, 5x5 pool and conv, each result added."""
+    """Adds context of growing extent: twice norm, 5x5 pool and conv, each with a residual."""
 
     norm: Callable[..., nn.Module]
     pool: Callable[[Array], Array]
@@ -94,13 +97,14 @@ class ChainedResidualPooling(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Refines the maps of a stage with those of the coarser one.
+    """Combines the maps of a stage with those of the next coarser one.
 
     Attributes:
         features: Number of output features.
-        norm: Makes a norm from its name.
+        norm: Constructor of a norm from its name.
         pool: The 5x5 pooling.
-        last: Whether this is the last refine block, whose output goes through three residual units, not one.
+        last: If True, this is the last refine block, with three residual units instead of one at
+            its output.
     """
 
     features: int
@@ -110,26 +114,31 @@ class RefineBlock(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], level: Levels) -> Array:
-        """`maps`: the stage's own first; its resolution is that of the output."""
-        adapted = [ResidualConvUnits(2, self.norm, name=f"adapt_convs_{i}")(h, level) for i, h in enumerate(maps)]
+        """Combines `maps`, of which the first one has the resolution of the output."""
+        adapted = []
+        for i, h in enumerate(maps):
+            units = ResidualConvUnits(2, self.norm, name=f"adapt_convs_{i}")
+            adapted.append(units(h, level))
+        h = adapted[0]
         if len(maps) > 1:
-            h = MultiScaleFusion(self.features, self.norm, name="msf")(adapted, level, maps[0].shape[1:3])
-        else:
-            h = adapted[0]
+            fusion = MultiScaleFusion(self.features, self.norm, name="msf")
+            h = fusion(adapted, level, maps[0].shape[1:3])
         h = ChainedResidualPooling(self.norm, self.pool, name="crp")(h, level)
-        return ResidualConvUnits(3 if self.last else 1, self.norm, name="output_convs")(h, level)
+        num_blocks = 3 if self.last else 1
+        return ResidualConvUnits(num_blocks, self.norm, name="output_convs")(h, level)
 
 
 class Stage(NamedTuple):
-    """One stage of the way down and the refine block that meets it on the way up.
+    """One stage on the way down and the refine block of the same resolution on the way up.
 
     Attributes:
-        name: Its number in the official names.
+        name: Number of the stage in the official names.
         features: Features of the stage, in units of the network's width.
-        down: Whether the stage begins with a block that halves, or with dilation 2 or more only widens.
-        dilation: Of the stage's convolutions.
-        refine: Number of the refine block.
-        refined: Features of the refine block, in units of the width.
+        down: If True, the stage begins with a block that halves the resolution or, with dilation 2
+            or more, only changes the width.
+        dilation: Dilation of the stage's convolutions.
+        refine: Number of the refine block in the official names.
+        refined: Features of the refine block, in units of the network's width.
     """
 
     name: str
@@ -150,42 +159,58 @@ def refine_net(
     pool: Callable[[Array], Array],
     remat: bool,
 ) -> Array:
-    """Down the `stages` and up again; to be called within a module, which its blocks become part of.
+    """Applies the residual stages and the refine blocks; call it within a Flax module.
+
+    The blocks become submodules of the calling module.
 
     Args:
-        h: What the first convolution makes of the images, [batch, height, width, features].
+        h: Output of the first convolution, [batch, height, width, features].
         level: Noise level of each example.
         width: n, the unit of the features.
-        stages: From the finest to the coarsest.
-        norm: Of the residual blocks.
-        refine_norm: Of the refine blocks.
-        pool: Of the refine blocks, 5x5.
-        remat: Whether blocks are computed again for a gradient.
+        stages: Stages from the finest to the coarsest.
+        norm: Constructor of the norms of the residual blocks.
+        refine_norm: Constructor of the norms of the refine blocks.
+        pool: 5x5 pooling of the refine blocks.
+        remat: If True, recompute blocks for the gradient.
     """
-    residual, refine = (nn.remat(block) if remat else block for block in (ResidualBlock, RefineBlock))
+    residual = nn.remat(ResidualBlock) if remat else ResidualBlock
+    refine = nn.remat(RefineBlock) if remat else RefineBlock
+
+    # On the way down, keep the map of every stage.
     maps = []
     for stage in stages:
-        features = stage.features * width
-        h = residual(features, norm, down=stage.down, dilation=stage.dilation, name=f"res{stage.name}_0")(h, level)
-        h = residual(features, norm, dilation=stage.dilation, name=f"res{stage.name}_1")(h, level)
-        maps.append([h])
+        features, name = stage.features * width, f"res{stage.name}"
+        settings = {"dilation": stage.dilation}
+        h = residual(features, norm, down=stage.down, name=f"{name}_0", **settings)(h, level)
+        h = residual(features, norm, name=f"{name}_1", **settings)(h, level)
+        maps.append(h)
+
+    # On the way up, combine each with the result of the coarser stages.
     for stage, own in zip(reversed(stages), reversed(maps), strict=True):
         coarser = [] if stage is stages[-1] else [h]
-        block = refine(stage.refined * width, refine_norm, pool, last=stage is stages[0], name=f"refine{stage.refine}")
-        h = block(own + coarser, level)
+        block = refine(
+            stage.refined * width,
+            refine_norm,
+            pool,
+            last=stage is stages[0],
+            name=f"refine{stage.refine}",
+        )
+        h = block([own, *coarser], level)
     return h
 
 
 def check_size(kind: str, height: int, width: int, stages: Sequence[Stage]) -> None:
-    """Raises a ValueError for images that do not halve as often as the network does."""
+    """Raises a ValueError for images that cannot be halved as often as the network does."""
     factor = 2 ** sum(stage.down and stage.dilation == 1 for stage in stages)
     if height % factor or width % factor or min(height, width) < 2 * factor:
         raise ValueError(
-            f"{kind} cannot take {height}x{width}: height and width must be multiples of {factor} and at least {2 * factor}"
+            f"{kind} cannot take {height}x{width}: height and width must be multiples of {factor} "
+            f"and at least {2 * factor}"
         )
 
 
 def check_width(width: int) -> None:
-    """Raises a ValueError for a width with which the norms divide by 0."""
+    """Raises a ValueError for a width at which the norms would divide by 0."""
     if width < 2:
-        raise ValueError(f"width={width} must be at least 2")  # the variance over features divides by width - 1
+        # The unbiased variance over features divides by width - 1.
+        raise ValueError(f"width={width} must be at least 2")

@@ -1,0 +1,1 @@
+"""The command: parses flags, builds what a config names, and calls the library."""

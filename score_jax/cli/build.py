@@ -1,0 +1,363 @@
+"""Objects that the settings of a config name: data, network, objective, optimizer, sampler.
+
+Configs end here: the functions called with these objects take arrays, numbers and functions.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from score_jax.cli.names import arguments_of, naming, resolve
+from score_jax.cli.table import LEVELS, LOSSES, MODELS, SAMPLERS, SETTINGS, SOURCES
+from score_jax.data.dataset import Dataset, in_memory
+from score_jax.data.files import ImageTransform
+from score_jax.data.transforms import logit, make_prepare
+from score_jax.network import as_model
+from score_jax.progress import announce
+from score_jax.sampling import default_step_size, normal_start, uniform_start
+from score_jax.training import Trainer, TrainState, make_trainer
+from score_jax.typing import Array, Keys, LossFn
+
+IMAGE_MODELS = ("ncsn", "ncsnv2", "unet")
+SAMPLE_ARGUMENTS = ("step_size", "num_steps", "denoise")
+"""Settings of the section `sampling` that `sampling.sample` itself hands to the sampler."""
+
+
+def open_source(settings: Mapping[str, Any]) -> Dataset:
+    """Calls the source that the section `data` names, with those of the settings that it takes.
+
+    Raises:
+        ValueError: If the source is unknown, or does not give examples of the configured shape.
+        OSError: If a file is missing.
+    """
+    name = settings["source"]
+    source = resolve(SOURCES, name, "data.source")
+    arguments = arguments_of(source, "data", settings, without=("source",))
+    resizes = "transform" in inspect.signature(source).parameters
+    size, channels = settings["size"], settings["channels"]
+    if resizes:
+        arguments["transform"] = ImageTransform(settings["crop"], size, channels)
+    with naming("data"):
+        data = source(**arguments)
+    if not isinstance(data, Dataset):
+        raise ValueError(
+            f"the source {name!r} returned a {type(data).__name__}, but must return a "
+            "score_jax.data.dataset.Dataset"
+        )
+
+    shape = list(data.train.shape[1:])
+    wanted = [size, size, channels]
+    fitting = len(shape) == 3 and all(
+        want in (None, have) for want, have in zip(wanted, shape, strict=True)
+    )
+    if not fitting and (size or channels):
+        raise ValueError(
+            f"config.data.size={size} and channels={channels}, but the source {name!r} has "
+            f"examples of {shape}, which it does not resize: set both to none"
+        )
+    if settings["crop"] and not resizes:
+        raise ValueError(
+            f"config.data.crop={settings['crop']}, but the source {name!r} does not crop: set it "
+            "to none"
+        )
+    return data
+
+
+def load_data(
+    settings: Mapping[str, Any], *, needed: bool = True, decode: bool = True
+) -> tuple[Dataset | None, tuple[int, ...]]:
+    """The data set of a config and the shape of one example.
+
+    Args:
+        settings: The config's section `data`.
+        needed: If False and the shape is known from the settings, do not open the data set.
+        decode: If True, decode all examples at once if they fit into the devices' memory.
+
+    Returns:
+        The data set, or None if it was not opened, and the shape of one example.
+
+    Raises:
+        ValueError: If the source is unknown, or its data do not match the settings.
+        OSError: If a file is missing.
+    """
+    name, size, channels = settings["source"], settings["size"], settings["channels"]
+    if not needed and size and channels and not settings["labels"]:
+        resolve(SOURCES, name, "data.source")
+        return None, (size, size, channels)
+
+    data = open_source(settings)
+    if settings["labels"] and not data.num_classes:
+        raise ValueError(
+            f"config.data.labels=True, but the source {name!r} has no labels: set it to False"
+        )
+    if not settings["labels"]:
+        data = data._replace(train_labels=None, held_out_labels=None, num_classes=None)
+    if not data.num_values and any(settings[key] for key in ("dequantize", "logit", "flip")):
+        raise ValueError(
+            f"the source {name!r} has no pixels: set config.data.dequantize, logit and flip to "
+            "False"
+        )
+    if data.note:
+        announce(data.note)
+    if needed and decode and fits(data, settings):
+        with naming("data"):
+            data = data._replace(train=in_memory(data.train), held_out=in_memory(data.held_out))
+    return data, tuple(data.train.shape[1:])
+
+
+def fits(data: Dataset, settings: Mapping[str, Any]) -> bool:
+    """Returns True if every device may hold the whole data set."""
+    num_bytes = data.train.nbytes + data.held_out.nbytes
+    return num_bytes <= settings["device_megabytes"] * 1_000_000
+
+
+def build_prepare(settings: Mapping[str, Any], data: Dataset | None, dropout: bool = True):
+    """The random part of data loading, (keys, x, label) -> (x, label).
+
+    Args:
+        settings: The config's section `data`.
+        data: The data set; None stands for pixels of 256 values without labels.
+        dropout: If False, keep every label.
+    """
+    return make_prepare(
+        data.num_values if data else 256,
+        dequantize=settings["dequantize"],
+        flip=settings["flip"],
+        logit=settings["logit"],
+        label_dropout=settings["label_dropout"] if dropout else 0.0,
+        num_classes=data.num_classes if data else None,
+    )
+
+
+def build_loss(settings: Mapping[str, Any]) -> LossFn:
+    """The objective that the section `loss` names, with its settings.
+
+    Raises:
+        ValueError: If the objective is unknown or does not take its settings.
+    """
+    loss_fn = resolve(LOSSES, settings["name"], "loss.name")
+    return _bound(loss_fn, arguments_of(loss_fn, "loss", settings, without=("name", "levels")))
+
+
+def build_sampler(settings: Mapping[str, Any]) -> Callable:
+    """The sampler that the section `sampling` names, with settings of its own.
+
+    Raises:
+        ValueError: If the sampler is unknown or does not take its settings.
+    """
+    sampler = resolve(SAMPLERS, settings["method"], "sampling.method")
+    without = ("method", *SAMPLE_ARGUMENTS)
+    return _bound(sampler, arguments_of(sampler, "sampling", settings, without))
+
+
+def _bound(function: Callable, arguments: dict[str, Any]) -> Callable:
+    """`function` with keyword arguments fixed; the function itself if there are none."""
+    return _Bound(function, tuple(arguments.items())) if arguments else function
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """A function with keyword arguments; equal for equal ones, unlike `functools.partial`."""
+
+    function: Callable
+    arguments: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *arguments, **more):
+        return self.function(*arguments, **dict(self.arguments), **more)
+
+
+def build_model(
+    settings: Mapping[str, Any],
+    sigmas: jax.Array,
+    num_classes: int | None,
+    data_settings: Mapping[str, Any],
+) -> Any:
+    """The network that the section `model` names.
+
+    A network is a class or function that takes its settings by name and, if they are in its
+    signature, `sigmas` (a tuple of floats), `num_levels` and `num_classes`. It returns a Flax
+    module or a pair (init, apply), as `network.as_model` takes it.
+
+    Args:
+        settings: The config's section `model`.
+        sigmas: Noise levels, decreasing.
+        num_classes: Number of classes of a conditional network; None for an unconditional one.
+        data_settings: The config's section `data`.
+
+    Raises:
+        ValueError: If the network is unknown, has no such setting, or does not match the data.
+    """
+    name = settings["name"]
+    factory = resolve(MODELS, name, "model.name")
+    parameters = inspect.signature(factory).parameters
+    if num_classes and "num_classes" not in parameters:
+        raise ValueError(
+            f"config.data.labels=True, but the network {name!r} takes no labels: set it to False"
+        )
+
+    # Check that the network takes all of its settings.
+    given = {"sigmas": tuple(float(sigma) for sigma in sigmas), "num_levels": len(sigmas)}
+    if num_classes:
+        given["num_classes"] = num_classes
+    own = [each for each in parameters if each not in ("parent", "name", "num_classes", *given)]
+    fields = {key: value for key, value in settings.items() if key != "name"}
+    for field in fields:
+        if field not in own and f"model.{field}" in SETTINGS:
+            raise ValueError(
+                f"config.model.{field} is not a setting of the network {name!r}: choose among "
+                f"{', '.join(['name', *own])}"
+            )
+    centered = "centered" in parameters and fields.get("centered", parameters["centered"].default)
+    if data_settings["logit"] and centered:
+        raise ValueError(
+            "config.data.logit=True needs config.model.centered=False: logits do not live in [0, 1]"
+        )
+
+    arguments = arguments_of(factory, "model", fields)
+    arguments |= {key: value for key, value in given.items() if key in parameters}
+    with naming("model"):
+        model = factory(**arguments)
+        as_model(model)
+    return model
+
+
+def build_trainer(
+    config: Mapping[str, Any], data: Dataset | None, model: Any, sigmas: jax.Array
+) -> Trainer:
+    """The trainer that a config describes.
+
+    Raises:
+        ValueError: If the config names an objective that is unknown.
+    """
+    return make_trainer(
+        model,
+        build_loss(config["loss"]),
+        build_optimizer(config["optim"], config["training"]["num_steps"]),
+        sigmas,
+        ema_decay=config["optim"]["ema_decay"],
+        draw_levels=resolve(LEVELS, config["loss"]["levels"], "loss.levels"),
+        prepare=build_prepare(config["data"], data),
+    )
+
+
+def build_optimizer(settings: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
+    """Adam with the learning-rate schedule and gradient clipping of the section `optim`."""
+    rate, warmup = settings["learning_rate"], settings["warmup_steps"]
+    first_rate = rate / (warmup + 1)
+    if settings["schedule"] == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(
+            first_rate, rate, warmup, num_steps, 0.01 * rate
+        )
+    elif warmup:
+        schedule = optax.linear_schedule(first_rate, rate, warmup)
+    else:
+        schedule = rate
+    adam = optax.adam(schedule, settings["beta1"], settings["beta2"], settings["epsilon"])
+    if settings["clip_norm"] is None:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(settings["clip_norm"]), adam)
+
+
+def state_shape(
+    trainer: Trainer, name: str, shape: tuple[int, ...], conditional: bool
+) -> TrainState:
+    """Shapes and types of the state of training; checks that the network takes the data.
+
+    Args:
+        trainer: The trainer.
+        name: The network's name in the config.
+        shape: Shape of one example.
+        conditional: If True, the network takes labels.
+
+    Raises:
+        ValueError: If the network does not take examples of this shape, or returns another shape.
+    """
+    if len(shape) != 3 and name in IMAGE_MODELS:
+        raise ValueError(
+            f"the network {name!r} takes images, but the data are points {list(shape)}: set "
+            "config.model.name=mlp"
+        )
+    x = jnp.zeros((1, *shape))
+    level = jnp.zeros(1, jnp.int32)
+    label = (level,) if conditional else ()
+
+    def init():
+        params = trainer.model.init(jax.random.key(0), x, level, *label)
+        return trainer.init(params), trainer.model.apply(params, x, level, *label)
+
+    with naming("model"):
+        state, score = jax.eval_shape(init)
+    if score.shape != x.shape:
+        raise ValueError(
+            f"the network {name!r} returns {list(score.shape)} for examples {list(x.shape)}, but a "
+            "score has the shape of the data"
+        )
+    return state
+
+
+def build_start(
+    settings: Mapping[str, Any], sigmas: jax.Array, in_logits: bool
+) -> Callable[[Keys, tuple[int, ...]], Array]:
+    """The distribution from which chains start, (keys, shape) -> x.
+
+    Args:
+        settings: The config's section `sampling`.
+        sigmas: Noise levels, decreasing.
+        in_logits: If True, the network takes logits of pixels.
+
+    Returns:
+        A function; equal settings give equal functions, so that compiled programs are reused.
+    """
+    if settings["start"] == "uniform":
+        return LogitStart(uniform_start()) if in_logits else uniform_start()
+    center = 0.0 if in_logits else 0.5  # The logit of 0.5 is 0.
+    return normal_start(float(sigmas[0]), center)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitStart:
+    """The logit transform of states drawn in [0, 1]."""
+
+    start: Callable[[Keys, tuple[int, ...]], Array]
+
+    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> Array:
+        """Initial states, [batch, *shape]."""
+        return logit(self.start(keys, shape))
+
+
+def build_step_size(settings: Mapping[str, Any], sampler: Callable, sigmas: jax.Array) -> float:
+    """The step size at the last level: that of the section `sampling`, or the sampler's rule.
+
+    Args:
+        settings: The config's section `sampling`.
+        sampler: The sampler that takes it.
+        sigmas: Noise levels, decreasing.
+
+    Raises:
+        ValueError: If the sampler cannot take the step size.
+    """
+    num_steps = settings["num_steps"]
+    step_size = settings["step_size"]
+    with naming("sampling"):
+        if step_size is None:
+            step_size = default_step_size(sampler, sigmas, num_steps)
+        _check_step_size(sampler, sigmas, step_size, num_steps)
+    return step_size
+
+
+def _check_step_size(sampler: Callable, sigmas: Any, step_size: float, num_steps: int) -> None:
+    """Raises a ValueError for a step size that consistent annealed sampling does not allow."""
+    from score_jax.samplers.consistent import consistent_annealed_sampling, consistent_schedule
+
+    if sampler is not consistent_annealed_sampling:
+        return
+    try:
+        consistent_schedule(np.asarray(sigmas, np.float64), step_size, num_steps)
+    except ValueError as error:
+        raise ValueError(f"{error}, or none for that of ancestral sampling") from error

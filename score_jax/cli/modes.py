@@ -1,0 +1,184 @@
+"""The tables of the command: its modes, and the flags and settings that each of them uses."""
+
+from typing import NamedTuple
+
+from score_jax.cli.table import MANY, Setting
+
+EVERY_MODE = ("mode", "config", "workdir", "devices", "cache", "help")
+"""Flags that all modes use."""
+
+SAME_RUN = ("data.", "model.", "noise.")
+"""Settings that must be those of the run in the workdir."""
+
+
+class Mode(NamedTuple):
+    """One mode.
+
+    Attributes:
+        function: Dotted path of its function, (command, devices) -> bool.
+        meaning: One line.
+        flags: The flags that it uses besides `EVERY_MODE`.
+        reads: Names of the settings that it uses, or beginnings of them.
+    """
+
+    function: str
+    meaning: str
+    flags: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("",)
+
+
+MODES = {
+    "train": Mode(
+        "score_jax.cli.train:train_mode",
+        "Train, from the newest checkpoint if there is one, then draw samples.",
+        ("dry_run",),
+    ),
+    "sample": Mode(
+        "score_jax.cli.sample:sample_mode",
+        "Draw samples from the trained network.",
+        ("number", "label", "name", "dry_run"),
+        ("seed", "sampling.", *SAME_RUN),
+    ),
+    "evaluate": Mode(
+        "score_jax.cli.evaluate:evaluate_mode",
+        "Compute the held-out loss at every noise level.",
+        (),
+        ("seed", "loss.", "training.batch_size", *SAME_RUN),
+    ),
+    "inpaint": Mode(
+        "score_jax.cli.inpaint:inpaint_mode",
+        "Complete images of which a part is missing.",
+        ("image", "mask", "label", "number", "completions", "name"),
+        ("seed", "sampling.", *SAME_RUN),
+    ),
+    "interpolate": Mode(
+        "score_jax.cli.interpolate:interpolate_mode",
+        "Draw rows of samples that change gradually from one to another.",
+        ("number", "completions", "name"),
+        ("seed", "sampling.", *SAME_RUN),
+    ),
+    "export": Mode(
+        "score_jax.cli.export:export_mode",
+        "Write the sampler as one file that samples without this package.",
+        (),
+        ("seed", "sampling.", *SAME_RUN),
+    ),
+    "figures": Mode(
+        "score_jax.cli.figures:figures_mode",
+        "Draw the paper's figures, nearest training images and the mixing of chains.",
+        ("number",),
+        ("seed", "sampling.", *SAME_RUN),
+    ),
+    "schedule": Mode(
+        "score_jax.cli.schedule:schedule_mode",
+        "Suggest noise levels and a step size for the data at hand.",
+        ("subsample", "write"),
+        ("seed", "data.", "noise.sigma_min", "sampling.num_steps", "sampling.method"),
+    ),
+    "import": Mode(
+        "score_jax.cli.imports:import_mode",
+        "Make a workdir of an official PyTorch checkpoint.",
+        ("checkpoint",),
+    ),
+}
+
+
+FLAGS = (
+    Setting("mode", str, "train", "Action; train also draws samples.", choices=tuple(MODES)),
+    Setting(
+        "config",
+        str,
+        None,
+        "Published config by name, or Python file that defines get_config(); what follows a colon "
+        "is an argument of get_config. By default the config saved in the workdir, else digits.",
+    ),
+    Setting("workdir", str, None, "Folder of the run; by default runs/NAME of the config."),
+    Setting(
+        "devices",
+        int,
+        None,
+        "Number of devices; by default all accelerators, or the cores of the CPU.",
+        low=1,
+        high=4096,
+    ),
+    Setting(
+        "cache",
+        str,
+        None,
+        "Folder in which compiled programs are kept, empty for none; by default "
+        "$JAX_COMPILATION_CACHE_DIR, else ~/.cache/score_jax.",
+    ),
+    Setting("dry_run", bool, False, "Print parameters, memory and time; write nothing."),
+    Setting(
+        "checkpoint",
+        str,
+        None,
+        "Official checkpoint: a .pth, or an .npz of the arrays of its state dict.",
+    ),
+    Setting(
+        "image",
+        str,
+        None,
+        "Image files to complete, or patterns of them, separated by commas; by default held-out "
+        "images.",
+    ),
+    Setting(
+        "mask",
+        str,
+        None,
+        "Missing side (right, left, top or bottom) or center, or an image file that is white where "
+        "pixels are known; by default right.",
+    ),
+    Setting(
+        "label",
+        int,
+        None,
+        "Class of the images; by default, sample draws the classes of the training set, and "
+        "inpaint is unconditional.",
+        low=0,
+        high=MANY,
+    ),
+    Setting(
+        "number",
+        int,
+        None,
+        "Number of samples (by default sampling.num_samples), held-out images, rows, or samples in "
+        "figures (by default 8).",
+        low=1,
+        high=100_000_000,
+    ),
+    Setting(
+        "completions",
+        int,
+        None,
+        "Number of completions per image, or of chains per row; by default 8.",
+        low=1,
+        high=100_000,
+    ),
+    Setting("name", str, None, "Name of the files to write, without suffix."),
+    Setting(
+        "subsample",
+        int,
+        None,
+        "Number of training images among which the largest distance is sought; by default all.",
+        low=2,
+        high=MANY,
+    ),
+    Setting("write", str, None, "Python file to which the suggested config is written."),
+    Setting("help", bool, False, "Show this text."),
+)
+
+
+def users(flag: str) -> str:
+    """The modes that use a flag, in words."""
+    return _listed([name for name, mode in MODES.items() if flag in mode.flags])
+
+
+def readers(setting: str) -> str:
+    """The modes that use a setting, in words."""
+    return _listed([name for name, mode in MODES.items() if setting.startswith(mode.reads)])
+
+
+def _listed(names: list[str]) -> str:
+    *first, last = (f"--mode={name}" for name in names)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,300 @@
+"""A run: the config, folder and devices of a command, made into the objects that modes work with.
+
+Opening a run checks everything that can be checked; nothing is compiled or written by it.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from score_jax.checkpoint import Checkpoints
+from score_jax.cli import build, images, workdir
+from score_jax.cli.flags import Command
+from score_jax.cli.names import naming
+from score_jax.cli.settings import (
+    FREE_TO_CONTINUE,
+    FREE_TO_USE,
+    check_same_run,
+    completed,
+    validate,
+)
+from score_jax.cli.table import SETTINGS
+from score_jax.data.dataset import Dataset, batch_index
+from score_jax.data.transforms import inverse_logit, logit
+from score_jax.devices import check_divides
+from score_jax.network import score_fn
+from score_jax.noise import geometric_sigmas
+from score_jax.samplers.langevin import annealed_langevin
+from score_jax.training import Trainer, TrainState
+from score_jax.typing import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The objects that a config describes, and the newest checkpoint of its workdir.
+
+    Attributes:
+        config: The config, as JSON stores it: lists in the place of tuples.
+        folder: The workdir.
+        devices: Devices that share the work.
+        data: The data set; None if the mode does not need it.
+        shape: Shape of one example.
+        model: The network, as `network.as_model` takes it.
+        sigmas: Noise levels, decreasing.
+        trainer: The trainer.
+        sampler: The sampler.
+        start: Distribution from which chains start, (keys, shape) -> x.
+        step_size: Step size of the sampler at the last level.
+        state_shape: Shapes and types of the state of training.
+        step: Step of the newest checkpoint; None if there is none.
+        state: State of that checkpoint, as host arrays; None if there is none.
+    """
+
+    config: Mapping[str, Any]
+    folder: Path
+    devices: Sequence[jax.Device]
+    data: Dataset | None
+    shape: tuple[int, ...]
+    model: Any
+    sigmas: jax.Array
+    trainer: Trainer
+    sampler: Callable
+    start: Callable
+    step_size: float
+    state_shape: TrainState
+    step: int | None
+    state: TrainState | None
+
+    @property
+    def conditional(self) -> bool:
+        """True if the network takes labels."""
+        return self.config["data"]["labels"]
+
+    def score_fn(self, params: Params) -> Callable[..., Array]:
+        """The score function of the network with these parameters."""
+        return score_fn(self.model, params)
+
+    def sampling(self, number: int) -> dict[str, Any]:
+        """Arguments of `sampling.sample` for `number` samples, apart from their labels."""
+        settings = self.config["sampling"]
+        return {
+            "number": number,
+            "shape": self.shape,
+            "num_steps": settings["num_steps"],
+            "step_size": self.step_size,
+            "sampler": self.sampler,
+            "denoise": settings["denoise"],
+            "start": self.start,
+            "seed": self.config["seed"],
+            "batch_size": self.chains_at_once(number),
+            "devices": self.devices,
+            "num_snapshots": settings["num_frames"],
+        }
+
+    def chains_at_once(self, number: int) -> int:
+        """The sampling batch of the config, or less if fewer chains are wanted."""
+        num_devices = len(self.devices)
+        share = -(-number // num_devices)
+        return min(self.config["sampling"]["batch_size"], share * num_devices)
+
+    def labels(self, number: int, label: int | None = None) -> np.ndarray | None:
+        """The classes of the first `number` chains.
+
+        Args:
+            number: Number of chains.
+            label: Class of all chains. None takes the labels of the training examples, in an order
+                drawn from the seed, so that classes are as frequent as in the data.
+
+        Returns:
+            int32 [number]; None for an unconditional network.
+
+        Raises:
+            ValueError: If the network is unconditional but `label` is given, or `label` is out of
+                range.
+        """
+        self.check_label(label)
+        if not self.conditional:
+            return None
+        if label is not None:
+            return np.full(number, label, np.int32)
+        size = len(self.data.train)
+        order = batch_index(self.config["seed"], 0, size, size)
+        return self.data.train_labels[order][np.arange(number) % size]
+
+    def check_label(self, label: int | None) -> None:
+        """Raises a ValueError if chains cannot have this class; None stands for no class."""
+        if label is None:
+            return
+        if not self.conditional:
+            raise ValueError(
+                f"--label={label} cannot be used: the network of --workdir={self.folder} takes no "
+                "labels"
+            )
+        if not 0 <= label < self.data.num_classes:
+            raise ValueError(
+                f"--label={label} must be a class from 0 to {self.data.num_classes - 1}"
+            )
+
+    def to_network(self, x: Array | np.ndarray) -> Array | np.ndarray:
+        """Values in [0, 1] in the space in which the network models data."""
+        return logit(x) if self.config["data"]["logit"] else x
+
+    def to_images(self, x: np.ndarray) -> np.ndarray:
+        """Final states as images in [0, 1]; values that are not pixels are returned unchanged."""
+        if not self.has_pixels:
+            return x
+        return np.asarray(inverse_logit(x)) if self.config["data"]["logit"] else np.clip(x, 0, 1)
+
+    @property
+    def has_images(self) -> bool:
+        """True if examples are [height, width, channels]."""
+        return len(self.shape) == 3
+
+    @property
+    def has_pixels(self) -> bool:
+        """True if examples are images whose pixels the network sees in [0, 1]."""
+        return self.has_images and (self.data is None or bool(self.data.num_values))
+
+    def picture(self, x: np.ndarray, columns: int = 10, pixels: int = 720) -> np.ndarray:
+        """Draws images in a grid, or points in the plane, as uint8 [height, width, 3]."""
+        if self.has_pixels:
+            return images.grid(x, columns, pixels)
+
+        # Other values are drawn on the scale of the training examples.
+        known = self.data.train[:10_000]
+        if self.has_images:
+            low, high = float(known.min()), float(known.max())
+            return images.grid((x - low) / ((high - low) or 1.0), columns, pixels)
+        extent = 1.1 * float(np.abs(known.reshape(len(known), -1)[:, :2]).max())
+        return images.scatter(x.reshape(len(x), -1), pixels, extent=extent)
+
+
+def open_run(
+    command: Command,
+    devices: Sequence[jax.Device],
+    *,
+    needs_data: bool = False,
+    decode: bool = False,
+    annealed: bool = False,
+    num_states: int = 0,
+) -> Run:
+    """Builds a run and checks all that can be checked before anything is compiled or written.
+
+    Args:
+        command: The parsed command. All modes but "train" need a trained network.
+        devices: Devices that share the work.
+        needs_data: If True, open the data set even if its shape is known from the config.
+        decode: If True, decode all examples at once if they fit into the devices' memory.
+        annealed: If True, the sampler is annealed Langevin dynamics whatever the config's method.
+        num_states: Number of states of training that the mode writes, for the check of free disk.
+
+    Raises:
+        ValueError: If the config, the devices and the contents of the folder do not fit each other.
+        OSError: If a file is missing, or the folder cannot be written.
+    """
+    validate(command.config)
+    config = json.loads(json.dumps(command.config))
+    checkpoints = _open_checkpoints(command, config)
+
+    # Build everything that the config names.
+    data, shape = build.load_data(config["data"], needed=needs_data, decode=decode)
+    with naming("noise"):
+        sigmas = geometric_sigmas(**config["noise"])
+    conditional = config["data"]["labels"]
+    num_classes = data.num_classes if conditional else None
+    model = build.build_model(config["model"], sigmas, num_classes, config["data"])
+    for section in ("training", "sampling"):
+        check_divides(config[section]["batch_size"], len(devices), f"config.{section}.batch_size")
+    sampler = annealed_langevin if annealed else build.build_sampler(config["sampling"])
+    step_size = build.build_step_size(config["sampling"], sampler, sigmas)
+    trainer = build.build_trainer(config, data, model, sigmas)
+    state_shape = build.state_shape(trainer, config["model"]["name"], shape, conditional)
+
+    # Room for the states, for samples and their pictures.
+    leaves = jax.tree.leaves(state_shape)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    sample_bytes = 4 * config["sampling"]["num_samples"] * int(np.prod(shape))
+    needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
+    workdir.check_writable(command.workdir, needed_bytes)
+
+    restored = checkpoints.restore(state_shape) or (None, None)
+    return Run(
+        config=config,
+        folder=Path(command.workdir),
+        devices=devices,
+        data=data,
+        shape=shape,
+        model=model,
+        sigmas=sigmas,
+        trainer=trainer,
+        sampler=sampler,
+        start=build.build_start(config["sampling"], sigmas, config["data"]["logit"]),
+        step_size=step_size,
+        state_shape=state_shape,
+        step=restored[0],
+        state=restored[1],
+    )
+
+
+def _open_checkpoints(command: Command, config: Mapping[str, Any]) -> Checkpoints:
+    """The checkpoints of the folder, after checking that they belong to this config."""
+    folder, mode = Path(command.workdir), command.mode
+    saved = workdir.read_json(folder / "config.json")
+    workdir.read_json(folder / "metrics.json")  # Report a damaged file now, not after hours.
+    checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
+    steps = checkpoints.steps()
+    if not steps and mode != "train":
+        raise FileNotFoundError(
+            f"--workdir={folder} holds no checkpoint to {mode} from: train first, with "
+            "--mode=train, or choose another --workdir"
+        )
+    if steps and saved is None:
+        raise FileNotFoundError(
+            f"--workdir={folder} holds checkpoints but no config.json: restore it from a copy, or "
+            "choose another --workdir"
+        )
+    if steps:
+        free = FREE_TO_CONTINUE if mode == "train" else FREE_TO_USE
+        check_same_run(completed(saved), config, free, str(folder))
+    num_steps = config["training"]["num_steps"]
+    if mode == "train" and steps and steps[0] > num_steps:
+        raise ValueError(
+            f"--workdir={folder} has been trained for {steps[0]} steps, more than "
+            f"config.training.num_steps={num_steps}: ask for more steps, or choose another "
+            "--workdir"
+        )
+    return checkpoints
+
+
+def output_settings(
+    config: Mapping[str, Any], step: int, names: Sequence[str] = (), **options: Any
+) -> dict[str, Any]:
+    """The settings that decide what chains give, to be stored with them.
+
+    Args:
+        config: The config.
+        step: Training step of the parameters.
+        names: Settings of the section `sampling` that matter, besides those of all chains.
+        **options: Options of the mode.
+    """
+    sampling = config["sampling"]
+    own = [name for name in sampling if f"sampling.{name}" not in SETTINGS]
+    names = ("start", "num_steps", "step_size", "denoise", *names, *own)
+    chosen = {name: sampling[name] for name in names}
+    return {"seed": config["seed"], "step": step, **chosen, **options}
+
+
+@contextlib.contextmanager
+def naming_step_size(run: Run) -> Iterator[None]:
+    """Adds the setting and its value to the error for chains that are not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        named = f"lower config.sampling.step_size (now {run.step_size:.3g})"
+        raise FloatingPointError(str(error).replace("lower step_size", named)) from error

@@ -1,0 +1,385 @@
+"""Suggests noise levels and a step size for a data set, and writes a config file for it."""
+
+import copy
+import json
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from score_jax.cli import build, workdir
+from score_jax.cli.flags import Command
+from score_jax.cli.names import takes
+from score_jax.cli.settings import validate
+from score_jax.cli.table import MODELS, SECTIONS, SETTINGS, SOURCES
+from score_jax.data.dataset import Dataset
+from score_jax.data.files import UnreadableImageError
+from score_jax.data.transforms import logit, unit_scale
+from score_jax.noise import geometric_sigmas
+from score_jax.progress import announce
+from score_jax.sampling import default_step_size
+from score_jax.schedule import Distance, largest_distance, num_levels_for, overlap
+
+LARGEST_SIZE = 32
+"""Height and width of images to which larger ones, or ones of several sizes, are resized if the
+config does not say."""
+FEWEST_LEVELS = 10
+"""In few dimensions, technique 2 asks for fewer levels, too far apart for short chains."""
+
+
+class Examples(NamedTuple):
+    """The training examples that a suggestion is made from.
+
+    Attributes:
+        settings: The section `data` of a config that gives these examples.
+        data: The data set.
+        index: Indices of the examples among all training examples.
+        x: The examples in the network's unit, [examples, *shape].
+    """
+
+    settings: dict[str, Any]
+    data: Dataset
+    index: np.ndarray
+    x: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return self.x.shape[1:]
+
+
+class Suggestion(NamedTuple):
+    """Noise levels and a step size for a data set.
+
+    Attributes:
+        distance: Largest distance between two training examples, and their indices.
+        sigma_max: First noise level, from that distance (technique 1).
+        sigma_min: Last noise level, that of the config.
+        num_levels: Number of levels, at least `fewest_levels`.
+        fewest_levels: Number of levels by technique 2.
+        overlap: Overlap of the noise radii of adjacent levels.
+        num_steps: Steps per level, those of the config.
+        step_size: Step size at the last level (technique 4, or that of ancestral sampling).
+        mean: Mean of the examples.
+        std: Standard deviation of the examples.
+    """
+
+    distance: Distance
+    sigma_max: float
+    sigma_min: float
+    num_levels: int
+    fewest_levels: int
+    overlap: float
+    num_steps: int
+    step_size: float
+    mean: float
+    std: float
+
+
+def schedule_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
+    """Prints a suggestion and writes a config file if asked to; True when done.
+
+    Raises:
+        ValueError: If the config does not fit the data, or memory cannot hold the examples.
+        OSError: If a file is missing, or the config file exists already or cannot be written.
+    """
+    del devices
+    validate(command.config)
+    file = command.options.write and Path(command.options.write).expanduser()
+    if file:
+        check_config_file(file)
+    examples = read_examples(command.config, command.options.subsample)
+    found = suggest(command.config, examples)
+    print_suggestion(found, examples)
+    if file:
+        config = config_for_data(command.config, examples, found)
+        validate(config)
+        write_config(file, config, examples, found)
+        announce(f"wrote {file}")
+        announce(f"next: {workdir.command_line('--config', file)}")
+    return True
+
+
+def check_config_file(file: Path) -> None:
+    """Raises an OSError or a ValueError if a config file cannot be created."""
+    if file.exists():
+        raise FileExistsError(f"--write={file} exists already: choose another name, or remove it")
+    if file.suffix != ".py":
+        raise ValueError(f"--write={file} must end with .py: a config is a Python file")
+    if not file.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--write={file}: there is no folder {file.absolute().parent}")
+
+
+def read_examples(config: Mapping[str, Any], subsample: int | None) -> Examples:
+    """Reads the training examples, or a random part of them, in the network's unit.
+
+    Without a size in the config, images of a source that can resize them keep their size if all
+    have the same and a small U-Net can take it; otherwise they are resized.
+
+    Args:
+        config: The config.
+        subsample: Number of examples to read; None reads all.
+
+    Raises:
+        ValueError: If the source does not fit the config, there are fewer than two examples, or
+            there are more than memory may hold.
+        OSError: If a file is missing.
+    """
+    settings = dict(config["data"])
+    candidates = [settings]
+    source = settings["source"]
+    resizes = takes(SOURCES, source, "data.source", "transform")
+    if resizes and settings["size"] is None:
+        channels = settings["channels"] or 3
+        candidates.append({**settings, "size": LARGEST_SIZE, "channels": channels})
+    for candidate in candidates:
+        last = candidate is candidates[-1]
+        try:
+            data = build.open_source(candidate)
+            if not last and not _is_small(data.train.shape[1:]):
+                continue
+            if len(candidates) > 1 and last:
+                announce(
+                    f"images are resized to {LARGEST_SIZE}x{LARGEST_SIZE}; --config.data.size "
+                    "chooses another size"
+                )
+            return _read(config, candidate, data, subsample)
+        except UnreadableImageError:
+            if last:
+                raise
+    raise AssertionError("the last candidate returns or raises")
+
+
+def _is_small(shape: tuple[int, ...]) -> bool:
+    """True for square images that a small U-Net takes as they are."""
+    height, width = shape[:2]
+    return height == width and height % 2 == 0 and height <= LARGEST_SIZE
+
+
+def _read(
+    config: Mapping[str, Any], settings: dict[str, Any], data: Dataset, subsample: int | None
+) -> Examples:
+    number = len(data.train)
+    if number < 2 or (subsample is not None and subsample < 2):
+        raise ValueError(
+            f"--subsample={subsample} must be 2 or more; without it, all {number} training "
+            "examples are compared, which must be 2 or more"
+        )
+    if subsample is None and not build.fits(data, settings):
+        raise ValueError(
+            f"{number} training examples are more than config.data.device_megabytes="
+            f"{settings['device_megabytes']} hold: give --subsample, the number of them to compare"
+        )
+
+    # Adapt the section to the data: labels only if there are classes, pixels only if there are.
+    if not data.num_classes:
+        settings = {**settings, "labels": False, "label_dropout": 0.0}
+    if not data.num_values:
+        settings = {**settings, "dequantize": False, "logit": False, "flip": False}
+    if data.note:
+        announce(data.note)
+    index = np.arange(number)
+    if subsample is not None and subsample < number:
+        rng = np.random.default_rng(config["seed"])
+        index = np.sort(rng.permutation(number)[:subsample])
+    announce(
+        f"largest distance between two of {len(index)} of {number} training examples "
+        f"{list(data.train.shape[1:])} ..."
+    )
+    x = unit_scale(data.train[index], data.num_values, settings["dequantize"])
+    if settings["logit"]:
+        x = np.asarray(logit(x))
+    return Examples(settings, data, index, x)
+
+
+def suggest(config: Mapping[str, Any], examples: Examples) -> Suggestion:
+    """Applies techniques 1, 2 and 4 of NCSNv2 to a data set.
+
+    Raises:
+        ValueError: If the config's last noise level is not below the largest distance.
+    """
+    sigma_min = config["noise"]["sigma_min"]
+    num_steps = config["sampling"]["num_steps"]
+    dimension = int(np.prod(examples.shape))
+    distance = largest_distance(examples.x)
+    if distance.value <= sigma_min:
+        raise ValueError(
+            f"the largest distance, {distance.value:.4g}, is not above config.noise.sigma_min="
+            f"{sigma_min:g}: lower it, or scale the data to about unit size"
+        )
+    distance = distance._replace(
+        first=int(examples.index[distance.first]), second=int(examples.index[distance.second])
+    )
+    sigma_max = float(f"{distance.value:.3g}")
+    fewest_levels = num_levels_for(sigma_max, sigma_min, dimension)
+    num_levels = max(FEWEST_LEVELS, fewest_levels)
+    ratio = (sigma_max / sigma_min) ** (1 / (num_levels - 1))
+    sigmas = geometric_sigmas(sigma_max, sigma_min, num_levels)
+    sampler = build.build_sampler(config["sampling"])
+    return Suggestion(
+        distance=distance,
+        sigma_max=sigma_max,
+        sigma_min=sigma_min,
+        num_levels=num_levels,
+        fewest_levels=fewest_levels,
+        overlap=overlap(ratio, dimension),
+        num_steps=num_steps,
+        step_size=default_step_size(sampler, sigmas, num_steps),
+        mean=float(np.mean(examples.x, dtype=np.float64)),
+        std=float(np.std(examples.x, dtype=np.float64)),
+    )
+
+
+def print_suggestion(found: Suggestion, examples: Examples) -> None:
+    """Prints a suggestion, ending with a fragment of a config."""
+    distance, dimension = found.distance, int(np.prod(examples.shape))
+    announce(
+        f"technique 1: {distance.value:.4f}, between training examples {distance.first} and "
+        f"{distance.second}"
+    )
+    announce(
+        f"technique 2: {found.fewest_levels} levels down to {found.sigma_min:g} in {dimension} "
+        f"dimensions; {found.num_levels} are suggested, overlap {found.overlap:.3f}"
+    )
+    announce(f"technique 4: step size {found.step_size:.2e} for {found.num_steps} steps per level")
+    announce(f"mean {found.mean:.4f}, standard deviation {found.std:.4f}")
+    announce("")
+    announce(f"config.noise.sigma_max = {found.sigma_max}")
+    announce(f"config.noise.sigma_min = {found.sigma_min}")
+    announce(f"config.noise.num_levels = {found.num_levels}")
+    announce(f"config.sampling.num_steps = {found.num_steps}")
+    announce(f"config.sampling.step_size = {found.step_size:.2g}")
+
+
+def config_for_data(
+    config: Mapping[str, Any], examples: Examples, found: Suggestion
+) -> dict[str, Any]:
+    """The config at hand with the data, noise levels and network that fit a data set.
+
+    Raises:
+        ValueError: If its network does not take the images.
+    """
+    config = copy.deepcopy(dict(config))
+    config["data"] = {**examples.settings, "path": _absolute(examples.settings)}
+    config["noise"] = {
+        "sigma_max": found.sigma_max,
+        "sigma_min": found.sigma_min,
+        "num_levels": found.num_levels,
+    }
+    config["sampling"]["step_size"] = None
+    config["sampling"]["num_frames"] = min(config["sampling"]["num_frames"], found.num_levels)
+
+    # Keep the network at hand if it can take the data; points need a perceptron.
+    if len(examples.shape) != 3 and config["model"]["name"] in build.IMAGE_MODELS:
+        config["model"] = {"name": "mlp", "hidden": (128, 128)}
+    if not takes(MODELS, config["model"]["name"], "model.name", "num_classes"):
+        config["data"] |= {"labels": False, "label_dropout": 0.0}
+    if config["model"]["name"] == "unet":
+        height, width, _ = examples.shape
+        if height % 2 or width % 2:
+            raise ValueError(
+                f"a U-Net takes images of even height and width, but these are {height}x{width}: "
+                "set config.data.size, or choose another config.model.name"
+            )
+        config["model"]["data_mean"] = _short(found.mean)
+        config["model"]["data_std"] = _short(found.std)
+    return config
+
+
+def _absolute(settings: Mapping[str, Any]) -> str | None:
+    """The path of the data, valid from any folder; archives can be several paths."""
+    if settings["path"] is None:
+        return None
+    parts = [settings["path"]]
+    if settings["source"] == "zip" and not os.path.exists(os.path.expanduser(parts[0])):
+        parts = settings["path"].split(",")
+    return ",".join(os.path.abspath(os.path.expanduser(part.strip())) for part in parts)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def write_config(
+    file: Path, config: Mapping[str, Any], examples: Examples, found: Suggestion
+) -> None:
+    """Writes a config as a Python file that `--config` reads.
+
+    Raises:
+        OSError: If the file exists already or cannot be written.
+    """
+    lines = [
+        sheet(file, config, examples, found),
+        "",
+        "import ml_collections",
+        "",
+        "from score_jax.cli.settings import ncsn",
+        "",
+        "",
+        "def get_config() -> ml_collections.ConfigDict:",
+        "    return ncsn(",
+    ]
+    lines.append(f"        seed={config['seed']},")
+    for section in SECTIONS:
+        lines.append(f"        {section}={{")
+        for name in sorted(config[section], key=lambda name: _position(section, name)):
+            lines.append(f'            "{name}": {_literal(config[section][name])},')
+        lines.append("        },")
+    lines.append("    )")
+    with file.open("x") as stream:
+        stream.write("\n".join(lines) + "\n")
+
+
+def _position(section: str, name: str) -> int:
+    """Position of a setting in the table; settings that it does not have come last."""
+    names = list(SETTINGS)
+    return names.index(f"{section}.{name}") if f"{section}.{name}" in names else len(names)
+
+
+def _literal(value: Any) -> str:
+    """A value as Python source."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def sheet(file: Path, config: Mapping[str, Any], examples: Examples, found: Suggestion) -> str:
+    """The docstring of a config file: its data, how its settings were chosen, its command."""
+    shape = "x".join(str(length) for length in examples.shape)
+    kind = "Images" if len(examples.shape) == 3 else "Points"
+    data = examples.data
+    paragraphs = [
+        f"{kind} of {shape}, from the source {config['data']['source']}.",
+        "",
+        f"Data: {len(data.train)} training examples and {len(data.held_out)} held-out ones.",
+        f"Method: {found.num_levels} noise levels, from the largest distance between two training "
+        f"examples, {found.sigma_max:g} (technique 1 of NCSNv2), to {found.sigma_min:g}, where "
+        f"technique 2 asks for {found.fewest_levels}; the step size is that of technique 4.",
+        *_network_sheet(config["model"]["name"], found),
+        "Cost and quality: not measured; --dry_run estimates the time. More steps "
+        "(training.num_steps) and a wider network (model.width, or model.hidden) give better "
+        "samples of more varied data.",
+    ]
+    lines = []
+    for paragraph in paragraphs:
+        lines += textwrap.wrap(paragraph, 99, subsequent_indent="    ") or [""]
+    lines.append(f"Command: {workdir.command_line('--config', file)}")
+    text = "\n".join(lines).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"""{text}\n"""'
+
+
+def _network_sheet(name: str, found: Suggestion) -> list[str]:
+    """The paragraph of a config's docstring about its network."""
+    if name == "unet":
+        return ["Network: a small U-Net, with the mean and standard deviation of the data."]
+    if name != "mlp":
+        return []
+    text = (
+        "Network: a perceptron, which expects data of about unit size. These have mean "
+        f"{found.mean:.3g} and standard deviation {found.std:.3g}"
+    )
+    if 0.2 <= found.std <= 5 and abs(found.mean) <= 5:
+        return [f"{text}."]
+    return [f"{text}: scale them to mean 0 and standard deviation 1 for better samples."]

@@ -1,0 +1,378 @@
+"""Configs: the published ones, how a config is checked, and what makes two runs the same.
+
+A config is a nested mapping: `seed` and the sections data, noise, model, loss, optim, training and
+sampling, with the settings of `table.SETTINGS`. `python -m score_jax.cli.settings` prints the page
+docs/configs.md.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from score_jax.cli.table import (
+    CONTINUE,
+    FREE,
+    MODELS,
+    NAMING,
+    NEVER,
+    REQUIRED,
+    SECTIONS,
+    SETTINGS,
+    USE,
+    Setting,
+    allowed,
+    holds,
+    is_own,
+    shown,
+    written,
+)
+
+Config = Mapping[str, Any] | ml_collections.ConfigDict
+
+
+def freedom(name: str) -> str:
+    """When a setting can differ from that of a saved run: CONTINUE, USE or NEVER."""
+    own = SETTINGS[name].free if name in SETTINGS else ""
+    return own or FREE.get(name.partition(".")[0], NEVER)
+
+
+def _free(*kinds: str) -> tuple[str, ...]:
+    """Names of settings, and prefixes of what samplers and losses of users add to their section."""
+    names = [name for name in SETTINGS if freedom(name) in kinds]
+    prefixes = [f"{section}." for section in NAMING if FREE.get(section) in kinds]
+    return (*names, *prefixes)
+
+
+FREE_TO_CONTINUE = _free(CONTINUE)
+FREE_TO_USE = _free(CONTINUE, USE)
+
+
+def ncsn(**sections: Any) -> ml_collections.ConfigDict:
+    """The settings of Song & Ermon (2019) for CIFAR-10, section 5 and appendix B.
+
+    Args:
+        **sections: Settings that differ, such as `data={"name": "mnist"}` or `seed=1`. Another
+            `model.name` brings the default fields of that network.
+
+    Raises:
+        ValueError: If there is no such setting.
+    """
+    return _published(sections)
+
+
+def ncsnv2(**sections: Any) -> ml_collections.ConfigDict:
+    """The settings of Song & Ermon (2020) for CIFAR-10, section 5 and appendix B.
+
+    Args:
+        **sections: As for `ncsn`.
+
+    Raises:
+        ValueError: If there is no such setting.
+    """
+    second_paper = {
+        "data": {"dequantize": False},
+        "noise": {"sigma_max": 50.0, "sigma_min": 0.01, "num_levels": 232},
+        "model": {"name": "ncsnv2"},
+        "optim": {"learning_rate": 1e-4, "ema_decay": 0.999},
+        "training": {"num_steps": 300_000},
+        "sampling": {
+            "num_steps": 5,
+            "step_size": 6.2e-6,
+            "denoise": True,
+            "num_frames": 16,
+            "renew_known": True,
+        },
+    }
+    return _published(second_paper, sections)
+
+
+def _published(*changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    config = {section: {} for section in ("seed", *SECTIONS)}
+    for name, setting in SETTINGS.items():
+        section, _, last = name.rpartition(".")
+        if not section:
+            config[last] = setting.default
+        elif not setting.networks:
+            config[section][last] = setting.default
+    config["model"] = default_fields(config["model"]["name"])
+
+    # Later changes win; another network replaces the fields of the former.
+    for change in changes:
+        for section, values in change.items():
+            if not isinstance(values, Mapping):
+                config[section] = values
+                continue
+            if section == "model" and "name" in values:
+                config["model"] = default_fields(values["name"])
+            config.setdefault(section, {}).update(values)
+    _check_names(dict(flatten(config)))
+
+    # An optional setting without a value has a type all the same.
+    typed = ml_collections.ConfigDict(config)
+    for name, value in flatten(config):
+        if value is None and name in SETTINGS:
+            section, _, last = name.rpartition(".")
+            typed[section][last] = config_dict.placeholder(SETTINGS[name].kind)
+    return typed
+
+
+def default_fields(network: str) -> dict[str, Any]:
+    """The section `model` of a network: its name and the defaults of its fields."""
+    fields = {"name": network}
+    for name, setting in SETTINGS.items():
+        if network in setting.networks:
+            fields[name.rpartition(".")[2]] = setting.networks[network]
+    return fields
+
+
+def flatten(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a nested config as (dotted name, value)."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A config as nested dicts, with tuples for the lists that JSON has instead."""
+    converted = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            value = plain(value)
+        converted[name] = tuple(value) if isinstance(value, list) else value
+    return converted
+
+
+def unknown(name: str, network: Any = None) -> str:
+    """The end of a sentence about a name that is no setting.
+
+    Args:
+        name: Dotted name.
+        network: Name of the config's network.
+
+    Returns:
+        Near names, and those of the section.
+    """
+    section, _, last = name.partition(".")
+    beside = [
+        each.rpartition(".")[2]
+        for each, setting in SETTINGS.items()
+        if each.startswith(f"{section}.") and _applies(setting, network)
+    ]
+    if not beside:
+        close = difflib.get_close_matches(name, SETTINGS, 2)
+        listed = f"the sections are {', '.join(SECTIONS)}"
+    else:
+        by_initials = [
+            each for each in beside if last == re.sub(r"([a-z])[a-z0-9]*_?", r"\1", each)
+        ]
+        close = difflib.get_close_matches(last, beside, 2) or by_initials
+        close = [f"{section}.{each}" for each in close]
+        owner = f"the network {network!r}" if section == "model" else section
+        listed = f"{owner} has {', '.join(beside)}"
+    guess = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return f"is not a setting{guess}: {listed}"
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Raises a ValueError for the first name that the config cannot have."""
+    network = settings.get("model.name")
+    for name, value in settings.items():
+        section, _, last = name.partition(".")
+        if name in SETTINGS and _applies(SETTINGS[name], network):
+            continue
+        if is_own(settings.get(NAMING.get(section))) and last and "." not in last:
+            _check_own(name, value)
+            continue
+        if name in SETTINGS and network not in tuple(MODELS):
+            continue  # The name of the network will be refused.
+        raise ValueError(f"config.{name} {unknown(name, network)}")
+
+
+def _applies(setting: Setting, network: Any) -> bool:
+    """Returns True unless a setting is a field of other networks."""
+    return not setting.networks or network in tuple(setting.networks)
+
+
+def _check_own(name: str, value: Any) -> None:
+    """Raises a ValueError for a value that JSON cannot store and flags cannot override."""
+    values = value if isinstance(value, tuple | list) else (value,)
+    for each in values:
+        if isinstance(each, float) and not math.isfinite(each):
+            raise ValueError(f"config.{name}={value!r} must be finite")
+        if not isinstance(each, int | float | str | None):
+            raise ValueError(
+                f"config.{name}={value!r} must be a number, text, True, False, none, or a tuple of "
+                "these"
+            )
+
+
+def validate(config: Config) -> None:
+    """Checks a config as a whole.
+
+    Raises:
+        ValueError: For the first setting that is unknown, missing or not allowed, or that does not
+            go with another one.
+    """
+    settings = dict(flatten(config))
+    _check_names(settings)
+    for name, setting in SETTINGS.items():
+        if name not in settings:
+            if setting.networks:
+                continue  # The network has a default.
+            raise ValueError(f"config.{name} is missing: it must be {allowed(setting)}")
+        if not _applies(setting, settings.get("model.name")):
+            continue
+        value = settings[name]
+        if not holds(setting, value):
+            raise ValueError(f"config.{name}={shown(value)} must be {allowed(setting)}")
+    _check_levels(settings)
+    _check_together(settings)
+
+
+def _check_levels(settings: Mapping[str, Any]) -> None:
+    sigma_max, sigma_min = settings["noise.sigma_max"], settings["noise.sigma_min"]
+    num_levels = settings["noise.num_levels"]
+    if (sigma_max != sigma_min) if num_levels == 1 else (sigma_max <= sigma_min):
+        raise ValueError(
+            f"config.noise: {num_levels} levels from sigma_max={sigma_max:g} to "
+            f"sigma_min={sigma_min:g} do not decrease; sigma_max must be above sigma_min (with a "
+            "single level, equal to it)"
+        )
+    if settings["sampling.num_frames"] > num_levels:
+        raise ValueError(
+            f"config.sampling.num_frames={settings['sampling.num_frames']} must be at most the "
+            f"number of noise levels, {num_levels}"
+        )
+
+    # A user's own sampler has rules of its own.
+    step_size = settings["sampling.step_size"]
+    if is_own(settings["sampling.method"]):
+        return
+    if num_levels == 1 and step_size is None:
+        raise ValueError(
+            "config.sampling.step_size=none asks for technique 4, which needs two or more noise "
+            "levels: set the step size"
+        )
+    if step_size is not None and step_size >= 2 * sigma_min**2:
+        raise ValueError(
+            f"config.sampling.step_size={step_size:g} must be below 2 * sigma_min**2 = "
+            f"{2 * sigma_min**2:g}, above which Langevin dynamics diverges (none chooses one by "
+            "technique 4)"
+        )
+
+
+def _check_together(settings: Mapping[str, Any]) -> None:
+    if settings["data.logit"] and not settings["data.dequantize"]:
+        raise ValueError(
+            "config.data.logit=True needs config.data.dequantize=True: the logits of pixels 0 and "
+            "1 are infinite"
+        )
+    dropout = settings["data.label_dropout"]
+    if dropout and not settings["data.labels"]:
+        raise ValueError(
+            f"config.data.label_dropout={dropout} needs config.data.labels=True: set it to 0 "
+            "without labels"
+        )
+    warmup, num_steps = settings["optim.warmup_steps"], settings["training.num_steps"]
+    if warmup >= num_steps:
+        raise ValueError(
+            f"config.optim.warmup_steps={warmup} must be below "
+            f"config.training.num_steps={num_steps}"
+        )
+
+
+def completed(saved: Config) -> dict[str, Any]:
+    """A saved config in the form of this version.
+
+    Settings that were added since get values that change nothing, and None replaces the 0 or the
+    empty text that stood for it. Lists, which JSON has instead of tuples, become tuples.
+    """
+    config = plain(saved)
+    for name, setting in SETTINGS.items():
+        section, _, last = name.rpartition(".")
+        values = config.get(section)
+        if not isinstance(values, dict):
+            continue
+        network = values.get("name")
+        if setting.networks:
+            if _applies(setting, network):
+                values.setdefault(last, setting.networks[network])
+        elif setting.before is not REQUIRED:
+            values.setdefault(last, setting.before)
+        if setting.optional and values.get(last) in (0, ""):
+            values[last] = None
+    return config
+
+
+def check_same_run(saved: Config, config: Config, free: tuple[str, ...], folder: str) -> None:
+    """Checks that a config describes the run that a workdir holds.
+
+    Args:
+        saved: The config of the run, `completed`.
+        config: The config that is asked for.
+        free: Names, or beginnings of names, of settings that can differ.
+        folder: The workdir.
+
+    Raises:
+        ValueError: If any other setting differs.
+    """
+    old, new = dict(flatten(plain(saved))), dict(flatten(plain(config)))
+    differing = [
+        name
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name) and not name.startswith(free)
+    ]
+    if not differing:
+        return
+    listed = ", ".join(
+        f"config.{name} is {shown(old.get(name))} there and {shown(new.get(name))} here"
+        for name in differing[:4]
+    )
+    more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+    raise ValueError(
+        f"--workdir={folder} holds another run: {listed}{more}; choose another --workdir, or drop "
+        "what differs"
+    )
+
+
+def markdown() -> str:
+    """The page docs/configs.md."""
+    lines = [
+        "# Settings",
+        "",
+        "A config holds these settings. A flag such as `--config.data.flip=False` changes one; in",
+        "flags, `none` stands for None and `64,64` for a tuple. The defaults are those published",
+        "for NCSN on CIFAR-10 (Song & Ermon 2019); `score-jax --config=NAME --help` shows those of",
+        "another config.",
+        "",
+        "Where `package.module:name` is allowed, a setting can name an object of your own. The",
+        "same section can then hold further settings, which become arguments of that object.",
+        "",
+        "This page is written by `python -m score_jax.cli.settings > docs/configs.md`.",
+    ]
+    for section in ("", *SECTIONS):
+        lines += ["", f"## {section or 'seed'}", ""]
+        lines += ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+        for name, setting in SETTINGS.items():
+            if name.rpartition(".")[0] == section:
+                cells = (f"`{name}`", _default_cell(setting), allowed(setting), setting.meaning)
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default_cell(setting: Setting) -> str:
+    if not setting.networks:
+        return f"`{written(setting.default)}`"
+    cells = (f"`{written(value)}` ({network})" for network, value in setting.networks.items())
+    return ", ".join(cells)
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

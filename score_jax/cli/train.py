@@ -1,0 +1,274 @@
+"""Trains to the config's number of steps, from the newest checkpoint if there is one, and samples.
+
+The loop itself is `fit`. Its callbacks write metrics.json, loss.png, preview.png and the events
+that TensorBoard shows.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from score_jax import sampling
+from score_jax.cli import images, samples, workdir
+from score_jax.cli.flags import Command
+from score_jax.cli.names import naming
+from score_jax.cli.run import Run, naming_step_size, open_run
+from score_jax.fitting import Report, fit
+from score_jax.progress import announce
+
+PREVIEWS = 36
+"""Largest number of chains in a preview, six by six."""
+
+
+def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
+    """Trains and samples; True when done, False if asked to stop before.
+
+    Raises:
+        ValueError: If the command does not match the data, the devices or the workdir.
+        OSError: If a file is missing, or files cannot be written; finished files are kept.
+        FloatingPointError: If a loss or a chain is not finite; earlier checkpoints are kept.
+    """
+    # Check everything before anything is compiled or written.
+    keep = command.config["training"]["keep_checkpoints"]
+    run = open_run(command, devices, needs_data=True, decode=True, num_states=keep + 1)
+    if command.dry_run:
+        from score_jax.cli.estimate import estimate_training
+
+        return estimate_training(run)
+
+    # Train, unless that is done already.
+    announce(f"{run.folder}: {describe(run)}")
+    num_steps = run.config["training"]["num_steps"]
+    state = run.state
+    if run.step == num_steps:
+        announce(f"training is complete ({num_steps} steps)")
+    else:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(run.folder / "config.json", run.config)
+        with stop_requested() as stop, Log(run) as log, naming_optimizer(run):
+            with naming("training", "data"):
+                state = fit(
+                    run.trainer,
+                    run.data,
+                    workdir=run.folder,
+                    seed=run.config["seed"],
+                    devices=devices,
+                    device_megabytes=run.config["data"]["device_megabytes"],
+                    callbacks=callbacks(run, log),
+                    stop=stop,
+                    metadata={"config": run.config},
+                    **training_arguments(run),
+                )
+            if stop():
+                announce(_stopped(int(state.step), num_steps))
+                return False
+        announce(log.summary())
+
+    # Sample, unless the samples are there already.
+    number = run.config["sampling"]["num_samples"]
+    settings = samples.settings_of(run, number, step=num_steps)
+    file = run.folder / "samples.npz"
+    saved = samples.saved_settings(file)
+    if saved == settings:
+        announce(f"{file} holds this run's samples already")
+    else:
+        if saved is not None:
+            announce(f"{file} was made with other settings, of step {saved['step']}: replaces it")
+        announce(samples.describe(run, settings))
+        labels = run.labels(number)
+        frames = samples.Frames()
+        score_fn = run.score_fn(state.ema_params)
+        with samples.timed() as clock, naming_step_size(run):
+            x = sampling.sample(
+                score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)
+            )
+        samples.write(run, "samples", x, labels, frames, settings, clock.seconds)
+    announce(
+        f"next: {workdir.command_line('--workdir', run.folder, '--mode=evaluate')}   or, for other "
+        f"samples: {workdir.command_line('--workdir', run.folder, '--mode=sample', '--number=10')}"
+    )
+    return True
+
+
+def training_arguments(run: Run) -> dict[str, int]:
+    """The settings of the section `training` that `fit` takes by the same names."""
+    settings = run.config["training"]
+    return {name: value for name, value in settings.items() if name != "preview_every"}
+
+
+def callbacks(run: Run, log: "Log") -> list[tuple[int, Callable[[Report], None]]]:
+    """The callbacks of `fit`: scalars when they are due, files at checkpoints, previews."""
+    settings = run.config["training"]
+    due = [
+        (settings["log_every"], log.add_scalars),
+        (settings["eval_every"], log.add_scalars),
+        (settings["checkpoint_every"], log.write),
+    ]
+    if settings["preview_every"]:
+        due.append((settings["preview_every"], lambda report: preview(run, log, report)))
+    return due
+
+
+def describe(run: Run) -> str:
+    """One line about the network, the data, the noise levels and the devices."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state_shape.params))
+    noise = run.config["noise"]
+    return (
+        f"{run.config['model']['name']} of {parameters:,} parameters, {len(run.data.train)} "
+        f"training examples {list(run.shape)}, {len(run.sigmas)} noise levels from "
+        f"{noise['sigma_max']:g} to {noise['sigma_min']:g}, {len(run.devices)} x "
+        f"{run.devices[0].device_kind}"
+    )
+
+
+def _stopped(step: int, num_steps: int) -> str:
+    if step < num_steps:
+        return (
+            f"stopped at step {step} of {num_steps}, which is saved; the same command continues "
+            "from there"
+        )
+    return (
+        f"stopped after the last step, {num_steps}, which is saved; the same command goes on to "
+        "sample"
+    )
+
+
+class Log:
+    """The losses of a run as metrics.json, loss.png and TensorBoard show them; a context manager.
+
+    Args:
+        run: The run. Entries of metrics.json up to its step are kept.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        first = run.step or 0
+        saved = workdir.read_json(run.folder / "metrics.json") or {}
+        self._before = {
+            name: [entry for entry in saved.get(name, []) if entry[0] <= first]
+            for name in ("train_loss", "held_out_loss")
+        }
+        self._seconds_before = {"compile": 0.0, "train": 0.0}
+        if first:
+            self._seconds_before |= saved.get("seconds", {})
+        self._first = first
+        self._num_train = self._num_held_out = 0  # Entries of the report that were handled.
+        self._content: dict[str, Any] = {}
+
+    def __enter__(self) -> "Log":
+        self.writer = event_writer(self._run, self._first)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.writer.close()
+
+    def add_scalars(self, report: Report) -> None:
+        """Adds the new entries of a report to TensorBoard's events."""
+        for step, loss in report.losses[self._num_train :]:
+            self.writer.add_scalar("loss/train", loss, step)
+            self.writer.add_scalar("gradient_norm", report.grad_norm, step)
+            self.writer.add_scalar("steps_per_second", report.steps_per_second, step)
+        for step, loss in report.held_out_losses[self._num_held_out :]:
+            self.writer.add_scalar("loss/held_out", loss, step)
+        self._num_train = len(report.losses)
+        self._num_held_out = len(report.held_out_losses)
+
+    def write(self, report: Report) -> None:
+        """Updates metrics.json and loss.png."""
+        self.add_scalars(report)
+        before = self._seconds_before
+        self._content = {
+            "train_loss": self._before["train_loss"] + report.losses,
+            "held_out_loss": self._before["held_out_loss"] + report.held_out_losses,
+            "seconds": {
+                **before,
+                "compile": before["compile"] + report.compile_seconds,
+                "train": before["train"] + report.train_seconds,
+            },
+        }
+        workdir.write_json(self._run.folder / "metrics.json", self._content)
+
+        curves = {}
+        for name, key in (
+            ("training", "train_loss"),
+            ("held out (averaged parameters)", "held_out_loss"),
+        ):
+            if self._content[key]:
+                curves[name] = tuple(zip(*self._content[key], strict=True))
+        label = f"loss ({self._run.config['loss']['name']}, sum over dimensions)"
+        with workdir.replacing(self._run.folder / "loss.png") as path:
+            images.save_curves(path, curves, xlabel="step", ylabel=label)
+
+    def summary(self) -> str:
+        """One line about the time that training took."""
+        seconds = self._content["seconds"]
+        return f"trained in {seconds['train']:.1f} s (and {seconds['compile']:.1f} s to compile)"
+
+
+def event_writer(run: Run, step: int):
+    """A TensorBoard writer, which replaces the events after `step`."""
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(str(run.folder), purge_step=step + 1)
+
+
+def preview(run: Run, log: Log, report: Report) -> None:
+    """Writes a small grid of the chains as they would end now; the same chains each time."""
+    due = report.step % run.config["training"]["preview_every"] == 0
+    if not due or report.step == report.num_steps:
+        return
+    if report.step == run.config["training"]["preview_every"]:
+        announce("drawing a preview; the first one compiles the sampler ...")
+    number = run.chains_at_once(run.config["sampling"]["num_samples"])
+    with naming_step_size(run):
+        x = sampling.sample(
+            run.score_fn(report.state.ema_params),
+            run.sigmas,
+            label=run.labels(number),
+            progress=False,
+            **run.sampling(number),
+        )
+    picture = run.picture(run.to_images(x[:PREVIEWS]), columns=6, pixels=360)
+    with workdir.replacing(run.folder / "preview.png") as path:
+        images.save_png(path, picture)
+    log.writer.add_image("preview", picture, report.step, dataformats="HWC")
+
+
+@contextlib.contextmanager
+def naming_optimizer(run: Run) -> Iterator[None]:
+    """Adds the settings of the optimizer to the error for a loss that is not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        rate = run.config["optim"]["learning_rate"]
+        raise FloatingPointError(
+            f"{error}; config.optim.learning_rate is {rate:g} and config.optim.clip_norm "
+            f"{run.config['optim']['clip_norm'] or 'none'}: change them in another --workdir"
+        ) from error
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM and the first Ctrl-C into a request, which `fit` asks for between its calls."""
+    asked = []
+
+    def ask(number, frame):
+        if asked:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            sys.exit(128 + number)
+        asked.append(number)
+        # Printing is not safe in a signal handler.
+        os.write(2, b"stopping after the current steps ...\n")
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

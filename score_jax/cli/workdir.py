@@ -1,0 +1,192 @@
+"""The folder of a run: how its files are written, read and named.
+
+config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png  preview.png
+events.out.*  evaluation.json  inpainting.npz  inpainting.png  interpolation.npz  interpolation.png
+figure1.png  figure2.png  figure3.png  neighbors.png  mixing.png  sampler.zip
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_unfinished: set[Path] = set()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved there if the block succeeds and removed if it fails."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    _unfinished.add(temporary)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
+
+
+def remove_unfinished() -> None:
+    """Removes the temporary files that are being written, before the process ends."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes `content` as indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file; None if there is no such file.
+
+    Raises:
+        ValueError: If the file is not a JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}): restore it from a copy, or choose another "
+            "--workdir"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path} must hold a JSON object, got {type(content).__name__}: restore it from a "
+            "copy, or choose another --workdir"
+        )
+    return content
+
+
+def try_to_write(folder: Path) -> None:
+    """Raises an OSError if no file can be written in a folder, and leaves none there."""
+    probe = Path(folder) / f".write_test.{os.getpid()}"
+    try:
+        probe.write_bytes(b"x" * 4096)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, needed_bytes: int) -> None:
+    """Checks that a run can write to a folder, without leaving anything there.
+
+    Args:
+        folder: The folder; it need not exist.
+        needed_bytes: What will be written, about.
+
+    Raises:
+        OSError: If the folder, or the nearest one above it that exists, cannot be written, or the
+            disk is too full.
+    """
+    folder = Path(folder).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(
+            f"--workdir={folder} cannot be made because {existing} is a file: choose another "
+            "--workdir"
+        )
+    try:
+        try_to_write(existing)
+    except OSError as error:
+        raise OSError(
+            f"--workdir={folder} cannot be written ({error.strerror}): make it writable, or choose "
+            "another --workdir"
+        ) from error
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise OSError(
+            f"--workdir={folder} has {free / 1e6:.0f} MB of free disk, but this run needs about "
+            f"{needed_bytes / 1e6:.0f} MB: free some, or choose another --workdir"
+        )
+
+
+def command_line(*arguments: Any) -> str:
+    """A command that can be pasted into a shell.
+
+    Args:
+        *arguments: Flags, each followed by its value unless it holds one itself:
+            `command_line("--workdir", folder, "--mode=sample")`.
+    """
+    words = ["score-jax"]
+    waits_for_value = False
+    for argument in map(str, arguments):
+        if waits_for_value:
+            words[-1] += f"={shlex.quote(argument)}"
+            waits_for_value = False
+            continue
+        words.append(shlex.quote(argument))
+        waits_for_value = argument.startswith("--") and "=" not in argument
+    return " ".join(words)
+
+
+def output_name(folder: Path, default: str, name: str | None, settings: Mapping[str, Any]) -> str:
+    """The stem of an .npz output, such that no output of other settings is overwritten.
+
+    An output stores its settings as JSON in the array `settings`.
+
+    Args:
+        folder: Folder of the output.
+        default: Stem to use if no name is given; if it is taken, a number is appended.
+        name: Stem that the user gives; None for none.
+        settings: The settings that decide what the output holds.
+
+    Raises:
+        ValueError: If `name` is not a file's stem, or is taken by an output of other settings.
+    """
+    if name is not None:
+        _check_stem(name)
+        difference = _difference(Path(folder, f"{name}.npz"), settings)
+        if difference:
+            raise ValueError(f"--name={name} is taken: {difference}; choose another --name")
+        return name
+
+    first_difference = _difference(Path(folder, f"{default}.npz"), settings)
+    if not first_difference:
+        return default
+    number = 2
+    while _difference(Path(folder, f"{default}_{number}.npz"), settings):
+        number += 1
+    print(f"{first_difference}, so the name of these files is {default}_{number}", flush=True)
+    return f"{default}_{number}"
+
+
+def _check_stem(name: str) -> None:
+    """Raises a ValueError for a name that is not a plain file stem."""
+    plain = name == Path(name).name and not name.startswith(".") and "\0" not in name
+    if not plain or Path(name).suffix in (".npz", ".png", ".webp"):
+        raise ValueError(f"--name={name} must be a file name without folder and suffix")
+
+
+def _difference(path: Path, settings: Mapping[str, Any]) -> str:
+    """A sentence about the first setting in which an output differs; "" if it can be replaced."""
+    import numpy as np
+
+    if not path.exists():
+        return ""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            stored = json.loads(str(file["settings"])) if "settings" in file.files else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return ""  # The file is damaged.
+    if not isinstance(stored, dict):
+        return f"{path} does not say with which settings it was made"
+    wanted = json.loads(json.dumps(settings))
+    for setting in dict.fromkeys([*wanted, *stored]):
+        if stored.get(setting) != wanted.get(setting):
+            return (
+                f"{path} was made with {setting}={stored.get(setting)!r}, not "
+                f"{wanted.get(setting)!r}"
+            )
+    return ""

@@ -1,0 +1,531 @@
+"""The training loop: from a trainer and an array of examples to a trained state.
+
+    for every step:  batch <- examples[batch_index(seed, step)]
+                     state, metrics <- pmap(trainer.step)(key, state, batch)
+
+The batch of a step is a pure function of (seed, step) and the random numbers of an example one of
+(seed, step, position in the batch). A run that was interrupted and resumed from a checkpoint
+therefore continues with the same bits as one that was not.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.checkpoint import Checkpoints
+from score_jax.data.dataset import Dataset, batch_index, in_memory
+from score_jax.data.stream import prefetch
+from score_jax.devices import (
+    AXIS,
+    Feed,
+    check_divides,
+    feed,
+    first_replica,
+    pmap,
+    replicate,
+)
+from score_jax.noise import run_keys
+from score_jax.progress import Progress, announce
+from score_jax.training import Metrics, Trainer, TrainState, take_steps
+
+
+class Report(NamedTuple):
+    """State of a run, as callbacks receive it.
+
+    Attributes:
+        step: Steps taken.
+        num_steps: Steps of the whole run.
+        state: Replicated training state; valid during the callback only, since the next step
+            reuses its memory.
+        losses: (step, mean training loss since the entry before), since this call of `fit`.
+        held_out_losses: (step, held-out loss of the averaged parameters), since this call.
+        grad_norm: Gradient norm of the last step.
+        steps_per_second: Speed since the entry before the last in `losses`.
+        compile_seconds: Time this call spent compiling.
+        train_seconds: Time since then.
+    """
+
+    step: int
+    num_steps: int
+    state: TrainState
+    losses: list[tuple[int, float]]
+    held_out_losses: list[tuple[int, float]]
+    grad_norm: float
+    steps_per_second: float
+    compile_seconds: float
+    train_seconds: float
+
+
+class Examples(NamedTuple):
+    """One split of a data set: stored examples and, for a conditional network, their labels."""
+
+    x: Any
+    label: np.ndarray | None
+
+    def arrays(self) -> tuple[Any, ...]:
+        """The arrays that a batch is taken from."""
+        return (self.x,) if self.label is None else (self.x, self.label)
+
+
+def fit(
+    trainer: Trainer,
+    x: Any,
+    *,
+    num_steps: int,
+    batch_size: int,
+    seed: int = 0,
+    label: np.ndarray | None = None,
+    held_out: Any = None,
+    held_out_label: np.ndarray | None = None,
+    workdir: str | Path | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    state: TrainState | None = None,
+    steps_per_call: int = 10,
+    log_every: int = 100,
+    eval_every: int = 1000,
+    eval_batches: int = 8,
+    checkpoint_every: int = 1000,
+    keep_checkpoints: int = 3,
+    device_megabytes: int = 1024,
+    callbacks: Sequence[tuple[int, Callable[[Report], None]]] = (),
+    progress: bool = True,
+    stop: Callable[[], bool] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> TrainState:
+    """Trains a score network on an array of examples, over all devices.
+
+    With a `workdir`, checkpoints are written to `workdir/checkpoints` and training resumes from
+    the newest sound one: a run that was killed ends with the bits of a run that was not. Without
+    one, nothing is written.
+
+    Args:
+        trainer: Built by `training.make_trainer`.
+        x: Examples [examples, *shape]: floating-point values, or uint8 pixels. May also be a
+            `data.dataset.Dataset`, which brings its labels and held-out examples, or a
+            `data.dataset.LazyImages`. Pixels that take fewer than 256 values need a trainer whose
+            `prepare` is `make_prepare(num_values)`.
+        num_steps: Steps of the whole run; a resumed run takes those that are missing.
+        batch_size: Examples per step over all devices, a multiple of the number of devices.
+        seed: Seed of the run, in [0, 2**32).
+        label: Labels of the examples, int [examples], for a conditional network.
+        held_out: Examples that are not trained on; if given, their loss is computed.
+        held_out_label: Labels of the held-out examples.
+        workdir: Folder of the run, or None to write nothing.
+        devices: Devices that share the batch; None takes all local ones.
+        state: State to begin with if there is no checkpoint; None initialises one from the seed.
+        steps_per_call: Steps that run in one XLA call.
+        log_every: Steps between two entries of the training loss.
+        eval_every: Steps between two held-out losses.
+        eval_batches: Batches per held-out loss.
+        checkpoint_every: Steps between two checkpoints.
+        keep_checkpoints: Number of newest checkpoints to keep.
+        device_megabytes: Data sets up to this size are held by every device; larger ones are
+            streamed from the host.
+        callbacks: Pairs (every, function): the function receives a `Report` at multiples of
+            `every`, after the last step and when training stops.
+        progress: If True, show progress and announce what is being compiled.
+        stop: Asked between two calls; if it returns True, the step is saved and `fit` returns.
+        metadata: JSON values to store with every checkpoint.
+
+    Returns:
+        The state after the last step, on the first device. If `stop` ended training early,
+        `state.step` is below `num_steps`.
+
+    Raises:
+        ValueError: If arguments do not fit each other, or the checkpoints in `workdir` do not fit
+            them.
+        FloatingPointError: If a loss is not finite; names the step and the noise level. Earlier
+            checkpoints are kept.
+        OSError: If `workdir` cannot be written.
+    """
+    devices = tuple(devices or jax.local_devices())
+    train, held_out = _splits(x, label, held_out, held_out_label)
+    intervals = {
+        "log_every": log_every,
+        "eval_every": eval_every,
+        "checkpoint_every": checkpoint_every,
+        **{f"callbacks[{i}]": every for i, (every, _) in enumerate(callbacks)},
+    }
+    counts = {
+        "num_steps": num_steps,
+        "batch_size": batch_size,
+        "steps_per_call": steps_per_call,
+        "eval_batches": eval_batches,
+        "keep_checkpoints": keep_checkpoints,
+    }
+    _check_arguments(train, held_out, seed, counts | intervals)
+    check_divides(batch_size, len(devices))
+
+    # Resume from the newest checkpoint, or initialise the parameters from the seed.
+    checkpoints = None
+    if workdir is not None:
+        checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
+    facts = _facts(trainer, train, seed, batch_size)
+    state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
+    first = done = int(state.step)
+    if first == num_steps:
+        announce(f"training is complete ({num_steps} steps)", progress)
+        return state
+    if first:
+        announce(f"continues from the checkpoint of step {first}", progress)
+
+    # Compile the training step and the held-out loss.
+    train, held_out, resident = _placed(train, held_out, device_megabytes)
+    source = feed(train.arrays(), devices, resident)
+    state = replicate(state, devices)
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    announce(f"compiling the training step (batch of {batch_size} on {kind}) ...", progress)
+    begun = time.monotonic()
+    step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
+    held_out_loss = None
+    if held_out is not None:
+        held_out_source = feed(held_out.arrays(), devices, resident)
+        held_out_loss = _held_out_loss_fn(
+            trainer,
+            held_out_source,
+            len(held_out.x),
+            state,
+            devices,
+            batch_size,
+            seed,
+            eval_batches,
+        )
+    log = _Log(trainer, time.monotonic() - begun)
+    announce(f"compiled in {log.compile_seconds:.1f} s", progress)
+
+    key = run_keys(seed)["train"]
+    batches = _batches(source, seed, range(first, num_steps), len(train.x), batch_size)
+    with Progress(num_steps, "train", "step", first, shown=progress) as bar:
+        stopping = False
+        while done < num_steps and not stopping:
+            # Run up to the next step at which something is due, in one XLA call.
+            ahead = _steps_ahead(done, num_steps, steps_per_call, intervals.values())
+            state, metrics = step_fn(key, state, *_stacked(batches, ahead, steps_per_call))
+            done += ahead
+            log.pending.append((metrics, ahead))
+            if devices[0].platform == "cpu":
+                # Collectives that pile up on the CPU deadlock in XLA.
+                jax.block_until_ready(metrics)
+
+            # Read `stop` once, so that all actions below see the same value.
+            stopping = stop is not None and stop()
+            last = stopping or done == num_steps
+            due = {name: last or done % every == 0 for name, every in intervals.items()}
+            if due["log_every"] or due["checkpoint_every"]:
+                log.add_losses(done, checkpoints)
+            if due["eval_every"] and held_out_loss is not None:
+                log.held_out_losses.append((done, held_out_loss(state.ema_params)))
+            if due["checkpoint_every"] and checkpoints is not None:
+                checkpoints.save(done, state, {**(metadata or {}), "run": facts})
+            for i, (_, callback) in enumerate(callbacks):
+                if due[f"callbacks[{i}]"]:
+                    callback(log.report(done, num_steps, state))
+            bar.update(done, loss=log.last_loss(metrics))
+    batches.close()
+    if checkpoints is not None:
+        checkpoints.wait()
+    return first_replica(state)
+
+
+def compile_steps(
+    trainer: Trainer,
+    source: Feed,
+    state: TrainState,
+    devices: Sequence[jax.Device],
+    batch_size: int,
+    steps_per_call: int,
+) -> Callable:
+    """Compiles several training steps as one program over all devices.
+
+    Args:
+        trainer: The trainer.
+        source: Feed of the training examples.
+        state: Replicated training state.
+        devices: Devices that share the batch.
+        batch_size: Examples per step over all devices.
+        steps_per_call: Largest number of steps in one call.
+
+    Returns:
+        (key, state, arguments, number of steps) -> (state, metrics of each step). The arguments
+        are mapped arrays [devices, steps per call, ...]; the state is donated. The attribute
+        `compiled` is the compiled program itself.
+    """
+
+    def steps(fixed, state, arguments, number):
+        key, resident = fixed
+
+        def one_step(key, state, *batch):
+            x, *label = source.take(resident, batch)
+            return trainer.step(key, state, x, *label, axis_name=AXIS)
+
+        return take_steps(one_step, key, state, arguments, number)
+
+    program = pmap(steps, devices, (None, None, 0, None), None, donate=(1,))
+    example = source.fetch(np.zeros(batch_size, np.int32))
+    arguments = tuple(np.stack([array] * steps_per_call, axis=1) for array in example)
+    fixed = (jax.random.key(0), source.resident)
+    compiled = program.lower(fixed, state, arguments, np.int32(1)).compile()
+
+    def run(key, state, arguments, number):
+        return compiled((key, source.resident), state, arguments, np.int32(number))
+
+    run.compiled = compiled
+    return run
+
+
+def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -> Any:
+    """Initial parameters of the trainer's network, for examples like the first of `x`.
+
+    Args:
+        trainer: The trainer.
+        x: Examples as stored, [examples, *shape].
+        label: Their labels, for a conditional network.
+        seed: Seed of the run.
+    """
+    example = jnp.zeros((1, *x.shape[1:]), jnp.float32)
+    level = jnp.zeros(1, jnp.int32)
+    arguments = (example, level) if label is None else (example, level, level)
+    return jax.jit(trainer.model.init)(run_keys(seed)["init"], *arguments)
+
+
+def _splits(x, label, held_out, held_out_label) -> tuple[Examples, Examples | None]:
+    """The training and the held-out examples."""
+    if isinstance(x, Dataset):
+        if label is not None or held_out is not None or held_out_label is not None:
+            raise ValueError(
+                "x is a Dataset, which brings its own labels and held-out examples: leave out "
+                "label, held_out and held_out_label"
+            )
+        train = Examples(x.train, x.train_labels)
+        return train, Examples(x.held_out, x.held_out_labels)
+    train = Examples(_as_examples(x), None if label is None else np.asarray(label))
+    if held_out is None:
+        return train, None
+    held_label = None if held_out_label is None else np.asarray(held_out_label)
+    return train, Examples(_as_examples(held_out), held_label)
+
+
+def _as_examples(x: Any) -> Any:
+    """Examples with `shape`, `dtype`, `nbytes` and indexing: lazy images, or a numpy array."""
+    return x if hasattr(x, "nbytes") and not isinstance(x, jax.Array) else np.asarray(x)
+
+
+def _check_arguments(train, held_out, seed, positive: dict[str, int]) -> None:
+    """Raises a ValueError for arguments of `fit` that do not fit each other."""
+    for name, value in positive.items():
+        if isinstance(value, bool) or int(value) != value or value < 1:
+            raise ValueError(f"{name}={value} must be a whole number of at least 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    for name, split in (("x", train), ("held_out", held_out)):
+        if split is not None:
+            _check_examples(name, split)
+    if held_out is not None:
+        if held_out.x.shape[1:] != train.x.shape[1:]:
+            raise ValueError(
+                f"held_out has examples of shape {list(held_out.x.shape[1:])}, but those of x are "
+                f"{list(train.x.shape[1:])}"
+            )
+        if (held_out.label is None) != (train.label is None):
+            raise ValueError("give label and held_out_label both, or neither")
+
+
+def _check_examples(name: str, split: Examples) -> None:
+    x, label = split
+    if np.issubdtype(x.dtype, np.complexfloating):
+        raise ValueError(
+            f"{name} is {x.dtype}, but a score is defined for real data: give the real and the "
+            "imaginary part as two channels"
+        )
+    if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} is {x.dtype}, but must be floating-point, or uint8 for pixels")
+    if len(x.shape) < 2 or 0 in x.shape:
+        raise ValueError(
+            f"{name} has shape {list(x.shape)}, but must be [examples, ...] and not empty"
+        )
+    if label is not None and (label.shape != x.shape[:1] or label.dtype.kind not in "iu"):
+        raise ValueError(
+            f"the labels of {name} are {label.dtype} {list(label.shape)}, but must be integers "
+            f"[{x.shape[0]}]"
+        )
+    if isinstance(x, np.ndarray) and x.dtype != np.uint8 and not np.isfinite(x).all():
+        bad = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(axis=1)))
+        raise ValueError(f"{name} is not finite in example {bad}: replace or remove such examples")
+
+
+def _facts(trainer: Trainer, train: Examples, seed: int, batch_size: int) -> dict[str, Any]:
+    """Facts on which the batches and the objective of a run depend, stored in its checkpoints."""
+    return {
+        "seed": int(seed),
+        "batch_size": int(batch_size),
+        "num_examples": int(train.x.shape[0]),
+        "shape": [int(length) for length in train.x.shape[1:]],
+        "sigmas": [float(sigma) for sigma in np.asarray(trainer.sigmas)],
+    }
+
+
+def _initial_state(
+    trainer, train, seed, state, checkpoints: Checkpoints | None, facts, num_steps
+) -> TrainState:
+    """The state of the newest checkpoint; without one, `state` or a new state at step 0."""
+    saved = checkpoints.steps() if checkpoints is not None else []
+    if saved:
+        like = jax.eval_shape(lambda: trainer.init(initial_params(trainer, *train, seed)))
+        step, restored = checkpoints.restore(like)
+        _check_same_run(checkpoints, step, facts)
+        state = jax.tree.map(jnp.asarray, restored)
+    elif state is None:
+        state = trainer.init(initial_params(trainer, *train, seed))
+    if int(state.step) > num_steps:
+        where = f"{checkpoints.folder.parent} has" if saved else "state has"
+        raise ValueError(
+            f"{where} been trained for {int(state.step)} steps, more than num_steps={num_steps}: "
+            "ask for more steps, or choose another workdir"
+        )
+    return state
+
+
+def _check_same_run(checkpoints: Checkpoints, step: int, facts: dict[str, Any]) -> None:
+    """Raises a ValueError if a checkpoint was written with other data or another seed."""
+    stored = checkpoints.metadata(step).get("run", {})
+    for name, value in facts.items():
+        if name in stored and stored[name] != value:
+            raise ValueError(
+                f"the checkpoints in {checkpoints.folder} belong to another run: {name} is "
+                f"{stored[name]} there and {value} here; choose another workdir"
+            )
+
+
+def _placed(train, held_out, device_megabytes: int):
+    """The splits, decoded if every device may hold them, and whether it may."""
+    splits = [split for split in (train, held_out) if split is not None]
+    resident = sum(split.x.nbytes for split in splits) <= device_megabytes * 1_000_000
+    if resident:
+        train = train._replace(x=in_memory(train.x))
+        if held_out is not None:
+            held_out = held_out._replace(x=in_memory(held_out.x))
+    return train, held_out, resident
+
+
+def _batches(
+    source: Feed, seed: int, steps: range, num_examples: int, batch_size: int
+) -> Iterator:
+    """The mapped arguments of each step; streamed examples are fetched ahead by threads."""
+
+    def batch(step):
+        return source.fetch(batch_index(seed, step, num_examples, batch_size))
+
+    if source.resident:
+        return (batch(step) for step in steps)
+    return prefetch(batch, steps)
+
+
+def _steps_ahead(done: int, num_steps: int, steps_per_call: int, intervals) -> int:
+    """Number of steps until something is due, at most `steps_per_call`."""
+    to_next = [every - done % every for every in intervals]
+    return min([steps_per_call, num_steps - done, *to_next])
+
+
+def _stacked(batches: Iterator, ahead: int, steps_per_call: int):
+    """The arguments of the next `ahead` steps, padded to the compiled number; and that number."""
+    taken = [next(batches) for _ in range(ahead)]
+    taken += [taken[-1]] * (steps_per_call - ahead)
+    return tuple(np.stack(arrays, axis=1) for arrays in zip(*taken, strict=True)), ahead
+
+
+def _held_out_loss_fn(
+    trainer, source: Feed, num_examples, state, devices, batch_size, seed, eval_batches
+) -> Callable[[Any], float]:
+    """params -> mean held-out loss, always over the same examples, levels and noise."""
+
+    def loss(fixed, params, arguments):
+        key, resident = fixed
+        x, *label = source.take(resident, arguments)
+        return trainer.loss(key, params, x, *label, axis_name=AXIS)[0]
+
+    key = run_keys(seed)["evaluate"]
+    program = pmap(loss, devices, (None, None, 0), None)
+    example = source.fetch(np.zeros(batch_size, np.int32))
+    program = program.lower((key, source.resident), state.ema_params, example).compile()
+
+    def held_out_loss(params) -> float:
+        losses = []
+        for k in range(eval_batches):
+            index = batch_index(seed, k, num_examples, batch_size)
+            fixed = (jax.random.fold_in(key, k), source.resident)
+            losses.append(float(program(fixed, params, source.fetch(index))))
+        return float(np.mean(losses))
+
+    return held_out_loss
+
+
+class _Log:
+    """The losses and times of one call of `fit`."""
+
+    def __init__(self, trainer: Trainer, compile_seconds: float):
+        self._sigmas = np.asarray(trainer.sigmas)
+        self.losses: list[tuple[int, float]] = []
+        self.held_out_losses: list[tuple[int, float]] = []
+        self.compile_seconds = compile_seconds
+        # (metrics, number of valid steps) of each call since the last entry of `losses`.
+        self.pending: list[tuple[Metrics, int]] = []
+        self._grad_norm, self._steps_per_second = float("nan"), 0.0
+        self._begun = self._since = time.monotonic()
+
+    def add_losses(self, done: int, checkpoints: Checkpoints | None) -> None:
+        """Appends the mean loss since the last entry, all of which must be finite."""
+        metrics = _concatenated(self.pending)
+        self._check_finite(metrics, done, checkpoints)
+        self.losses.append((done, float(np.mean(metrics.loss))))
+        self._grad_norm = float(metrics.grad_norm[-1])
+        now = time.monotonic()
+        self._steps_per_second = len(metrics.loss) / max(now - self._since, 1e-9)
+        self._since = now
+        self.pending = []
+
+    def last_loss(self, metrics: Metrics) -> float:
+        """The last mean loss, or that of the first step if there is none yet."""
+        return self.losses[-1][1] if self.losses else float(np.asarray(metrics.loss)[0])
+
+    def report(self, done: int, num_steps: int, state: TrainState) -> Report:
+        """The report for callbacks."""
+        return Report(
+            step=done,
+            num_steps=num_steps,
+            state=state,
+            losses=self.losses,
+            held_out_losses=self.held_out_losses,
+            grad_norm=self._grad_norm,
+            steps_per_second=self._steps_per_second,
+            compile_seconds=self.compile_seconds,
+            train_seconds=time.monotonic() - self._begun,
+        )
+
+    def _check_finite(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
+        finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
+        if finite.all():
+            return
+        at = int(np.argmin(finite))
+        step, level = done - len(finite) + 1 + at, int(metrics.nonfinite_level[at])
+        what = "the gradient"
+        if level >= 0:
+            what = f"the loss at noise level {level} (sigma {self._sigmas[level]:.4g})"
+        message = f"{what} is not finite at step {step}"
+        if checkpoints is not None:
+            saved = checkpoints.steps()
+            kept = f"the checkpoint of step {saved[0]} is kept" if saved else "nothing was saved"
+            message = f"{message}; {kept}"
+        raise FloatingPointError(f"{message}: lower the learning rate, or clip the gradient")
+
+
+def _concatenated(pending: list[tuple[Metrics, int]]) -> Metrics:
+    """The metrics of the steps of several calls, one array each."""
+    parts = []
+    for metrics, number in pending:
+        parts.append(jax.tree.map(lambda values, n=number: np.asarray(values)[:n], metrics))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -1,0 +1,92 @@
+"""Chains between two chains: annealed Langevin dynamics whose noise is mixed by an angle.
+
+    z = cos(angle) z_1 + sin(angle) z_2,   z_1, z_2 ~ N(0, I):   standard normal at every angle
+
+At angle 0 a chain is the first one, at pi/2 the second; in between, samples change gradually.
+
+Reference: Song & Ermon (2020), appendix B.3 (interpolation).
+"""
+
+import jax.numpy as jnp
+
+from score_jax.noise import check_batch, per_example, standard_normal
+from score_jax.samplers.langevin import annealed_langevin
+from score_jax.samplers.loop import Trajectory, chain_noise
+from score_jax.typing import AnyBatch, AnyKeys, Array, Batch, Float, Keys, Scalar, ScoreFn, Sigmas
+
+Angle = Float[Array, "batch"]
+
+
+def mixed_normal(
+    first_keys: Keys, second_keys: Keys, angle: Angle, shape: tuple[int, ...]
+) -> Batch:
+    """Standard normal draws [batch, *shape], mixed by an angle: a start between two starts.
+
+    For a uniform start, pass the result through the normal CDF, `jax.scipy.stats.norm.cdf`.
+
+    Args:
+        first_keys: Key of the start at angle 0, one per chain.
+        second_keys: Key of the start at angle pi/2, one per chain.
+        angle: In radians, [batch].
+        shape: Shape of one state.
+    """
+    first, second = standard_normal(first_keys, shape), standard_normal(second_keys, shape)
+    return _mix(angle, first, second)
+
+
+def interpolate(
+    first_keys: AnyKeys,
+    second_keys: AnyKeys,
+    angle: Angle,
+    score_fn: ScoreFn,
+    x: AnyBatch,
+    sigmas: Sigmas,
+    *,
+    step_size: Scalar,
+    num_steps: int,
+    denoise: bool = False,
+    num_snapshots: int = 0,
+) -> Trajectory:
+    """Annealed Langevin dynamics with the mixed noise of two chains.
+
+    Args:
+        first_keys: Key of the chain at angle 0, one per chain; do not reuse them.
+        second_keys: Key of the chain at angle pi/2, one per chain.
+        angle: In radians, [batch].
+        score_fn: The score at every level, in 1/unit of `x`.
+        x: Initial states, such as `mixed_normal` of two other keys.
+        sigmas: Noise levels, decreasing, in the unit of `x`.
+        step_size: alpha at the last level, as in `langevin.annealed_langevin`.
+        num_steps: Steps per level.
+        denoise: If True, end with one step to the posterior mean.
+        num_snapshots: Number of snapshots to keep, at most one per level.
+
+    Returns:
+        The trajectory. Not clipped.
+
+    Raises:
+        ValueError: As `langevin.annealed_langevin`.
+    """
+    x = check_batch(check_batch(x, first_keys), second_keys)
+
+    def mixed_noise(n):
+        first, second = (
+            chain_noise(keys, n, x.shape[1:], x.dtype) for keys in (first_keys, second_keys)
+        )
+        return _mix(angle, first, second).astype(x.dtype)
+
+    return annealed_langevin(
+        None,
+        score_fn,
+        x,
+        sigmas,
+        step_size=step_size,
+        num_steps=num_steps,
+        denoise=denoise,
+        num_snapshots=num_snapshots,
+        noise_fn=mixed_noise,
+    )
+
+
+def _mix(angle: Angle, first: Batch, second: Batch) -> Batch:
+    return per_example(jnp.cos(angle), first) * first + per_example(jnp.sin(angle), first) * second

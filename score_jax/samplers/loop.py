@@ -1,0 +1,164 @@
+"""The loop of every sampler: a scan over noise levels of a scan over steps, one XLA program.
+
+    for level i, for step n of the level:   x <- update(x, s(x, i), z_n),   z_n ~ N(0, I)
+    optionally at the end:                  x <- x + sigma_L^2 s(x, L)
+
+A sampler is a formula for `update`. This module checks the arguments, draws the noise, thins
+snapshots, keeps the dtype of the chains and denoises at the end.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.noise import check_batch, checked_sigmas, sigma_of, standard_normal
+from score_jax.typing import (
+    AnyBatch,
+    AnyKeys,
+    Array,
+    Batch,
+    Flags,
+    Float,
+    Keys,
+    Levels,
+    NoiseFn,
+    ScoreFn,
+    Sigmas,
+)
+
+
+class Trajectory(NamedTuple):
+    """Result of running a batch of chains.
+
+    Attributes:
+        x: Final states, [batch, *shape]. Not clipped.
+        snapshots: Intermediate states, [snapshots, batch, *shape]; the last one is taken before
+            the final denoising.
+        finite: True where a chain was finite at the end of a level, bool [levels, batch].
+    """
+
+    x: Batch
+    snapshots: Float[Array, "snapshots batch *shape"]
+    finite: Flags
+
+
+def chain_noise(keys: Keys, n: Array | int, shape: tuple[int, ...], dtype: Any = None) -> Batch:
+    """Standard normal noise [batch, *shape] of step number `n`, from the keys with n folded in."""
+    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
+    return standard_normal(step_keys, shape, dtype or jnp.float32)
+
+
+def denoise(score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Batch:
+    """The posterior mean of the clean data, `x + sigma^2 s(x, level)`, in the dtype of `x`.
+
+    Reference: Robbins (1956) / Miyasawa (1961), "Tweedie's formula"; Jolicoeur-Martineau et al.
+    (2020), section 3.1.
+    """
+    return (x + sigma_of(level, sigmas, x) ** 2 * score_fn(x, level)).astype(x.dtype)
+
+
+def anneal(
+    update: Callable[[Array, Array, Array, Array, Array], Array],
+    keys: AnyKeys | None,
+    score_fn: ScoreFn,
+    x: AnyBatch,
+    sigmas: Sigmas | Sequence[float],
+    *,
+    num_steps: int,
+    denoise: bool = False,
+    num_snapshots: int = 0,
+    noise_fn: NoiseFn | None = None,
+    constrain: Callable[[Array, Array, Array], Array] = lambda x, level, n: x,
+    score_levels: Array | np.ndarray | None = None,
+) -> Trajectory:
+    """Runs a batch of chains through all noise levels, `num_steps` steps at each.
+
+    Args:
+        update: (x, score, noise, level, n) -> x, one step of all chains. `level` is the index of
+            the level; `n` counts the steps from the first step of the first level.
+        keys: One key per chain; do not reuse them. Ignored if `noise_fn` is given.
+        score_fn: The score at every level, in 1/unit of `x`.
+        x: Initial states, [batch, *shape]; may be an empty batch.
+        sigmas: Noise levels, decreasing, in the unit of `x`.
+        num_steps: Steps per level, at least 1.
+        denoise: If True, end with one step to the posterior mean at the last level.
+        num_snapshots: Number of snapshots to keep, at most one per level, at the ends of evenly
+            spread levels. Memory grows with the snapshots, not with the steps.
+        noise_fn: n -> noise [batch, *shape] of step n; None draws it from `keys`.
+        constrain: (x, level, n) -> x, applied before each step and before the final denoising.
+        score_levels: Level whose score step n takes, int [levels * steps]; None takes the score
+            of the level that the chain is at.
+
+    Returns:
+        The trajectory. Chains keep the dtype of `x`.
+
+    Raises:
+        ValueError: If num_steps is less than 1, num_snapshots is below 0 or above the number of
+            levels, sigmas do not decrease, `x` is not real floating-point, or the number of keys
+            differs from the batch size.
+    """
+    # Everything that can be checked is checked here, on Python numbers, before tracing the loop.
+    x = check_batch(x, keys if noise_fn is None else None)
+    sigmas = jnp.asarray(checked_sigmas(sigmas))
+    num_levels = len(sigmas)
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    if not 0 <= num_snapshots <= num_levels:
+        raise ValueError(
+            f"num_snapshots={num_snapshots} must lie between 0 and the number of noise levels, "
+            f"{num_levels}"
+        )
+    batch_size, *shape = x.shape
+    if noise_fn is None:
+        noise_fn = lambda n: chain_noise(keys, n, tuple(shape), x.dtype)  # noqa: E731
+
+    def one_step(x, n, level):
+        x = constrain(x, level, n)
+        score_level = level if score_levels is None else jnp.asarray(score_levels)[n]
+        score = score_fn(x, jnp.full(batch_size, score_level, jnp.int32))
+        return update(x, score, noise_fn(n), level, n).astype(x.dtype)
+
+    def one_level(carry, inputs):
+        x, snapshots = carry
+        level, slot = inputs
+        steps = level * num_steps + np.arange(num_steps, dtype=np.int32)
+        x = jax.lax.scan(lambda x, n: (one_step(x, n, level), None), x, steps)[0]
+        # Record where chains stop being finite, and the snapshot of this level if it has one.
+        finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+        if num_snapshots:
+            snapshots = snapshots.at[slot].set(x, mode="drop")
+        return (x, snapshots), finite
+
+    snapshots = jnp.zeros((num_snapshots, *x.shape), x.dtype)
+    levels = np.arange(num_levels, dtype=np.int32)
+    slots = _snapshot_slots(num_levels, num_snapshots)
+    (x, snapshots), finite = jax.lax.scan(one_level, (x, snapshots), (levels, slots))
+
+    if denoise:
+        last = num_levels - 1
+        x = constrain(x, last, num_levels * num_steps)
+        x = _denoise(score_fn, x, jnp.full(batch_size, last, jnp.int32), sigmas)
+    return Trajectory(x, snapshots, finite)
+
+
+_denoise = denoise  # The argument `denoise` of `anneal` hides the function.
+
+
+def _snapshot_slots(num_levels: int, num_snapshots: int) -> np.ndarray:
+    """Index of the snapshot that stores each level's end; an index past the last is dropped."""
+    slots = np.full(num_levels, num_snapshots, np.int32)
+    if num_snapshots:
+        kept = np.arange(1, num_snapshots + 1) * num_levels // num_snapshots - 1
+        slots[kept] = np.arange(num_snapshots)
+    return slots
+
+
+def check_step_size(step_size: Any) -> None:
+    """Raises a ValueError for a concrete step size that is not positive and finite."""
+    if isinstance(step_size, jax.core.Tracer):
+        return
+    if not 0 < float(step_size) < np.inf:
+        raise ValueError(f"step_size={step_size} must be positive and finite")

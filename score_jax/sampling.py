@@ -1,0 +1,314 @@
+"""Sampling with a score function: chains in batches over all devices.
+
+    start -> sampler(keys, score_fn, start, sigmas, ...) -> samples
+
+Chain i draws from keys folded from (seed, i). Its random numbers therefore do not depend on the
+batch size or the number of devices.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.devices import check_divides, merge, merge_second, pmap, replicate, split
+from score_jax.network import as_pytree, with_label
+from score_jax.noise import (
+    checked_sigmas,
+    example_keys,
+    run_keys,
+    split_keys,
+    standard_normal,
+    standard_uniform,
+)
+from score_jax.progress import Progress, announce
+from score_jax.samplers.consistent import ancestral_step_size, consistent_annealed_sampling
+from score_jax.samplers.langevin import annealed_langevin
+from score_jax.samplers.loop import Trajectory
+from score_jax.schedule import step_size_for
+from score_jax.typing import Array, Batch, Keys, Sigmas
+
+Start = Callable[[Keys, tuple[int, ...]], Batch]
+"""(keys, shape) -> initial states [batch, *shape]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class normal_start:  # noqa: N801 (a function of (keys, shape), equal for equal arguments)
+    """Initial states `center + sigma z` with z ~ N(0, I).
+
+    Attributes:
+        sigma: Standard deviation, usually the first noise level.
+        center: Mean, the same for every dimension.
+    """
+
+    sigma: float
+    center: float = 0.0
+
+    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> Batch:
+        """Draws [batch, *shape], one state per key."""
+        return jnp.full((1, *shape), self.center) + self.sigma * standard_normal(keys, shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class uniform_start:  # noqa: N801
+    """Initial states uniform in [0, 1), as for the images of NCSN."""
+
+    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> Batch:
+        """Draws [batch, *shape], one state per key."""
+        return standard_uniform(keys, shape)
+
+
+def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> float:
+    """The step size that a sampler's own rule gives for these noise levels.
+
+    Args:
+        sampler: A sampler of this package or one like them.
+        sigmas: Noise levels, decreasing and concrete; two or more.
+        num_steps: Steps per level.
+
+    Returns:
+        The step size of ancestral sampling for `consistent_annealed_sampling`; otherwise that of
+        technique 4, `schedule.step_size_for`.
+
+    Raises:
+        ValueError: If there are fewer than two levels, or num_steps is less than 1.
+    """
+    if sampler is consistent_annealed_sampling:
+        return ancestral_step_size(sigmas, num_steps)
+    return step_size_for(sigmas, num_steps)
+
+
+def sample(
+    score_fn: Callable[..., Array],
+    sigmas: Sigmas,
+    *,
+    number: int,
+    shape: Sequence[int],
+    num_steps: int = 10,
+    step_size: float | None = None,
+    sampler: Callable[..., Trajectory] = annealed_langevin,
+    denoise: bool = True,
+    start: Start | None = None,
+    seed: int = 0,
+    label: int | np.ndarray | None = None,
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    num_snapshots: int = 0,
+    callbacks: Sequence[Callable[[int, Trajectory], None]] = (),
+    progress: bool = True,
+) -> np.ndarray:
+    """Draws samples with a score function, over all devices.
+
+    Args:
+        score_fn: (x, level) -> score, in 1/unit of the data. `network.score_fn` builds one from a
+            network; calls with other parameters of the same network do not compile again.
+        sigmas: Noise levels, decreasing, in the unit of the data.
+        number: Number of samples.
+        shape: Shape of one sample.
+        num_steps: Steps per noise level.
+        step_size: Step size at the last level, in the square of the unit; None takes
+            `default_step_size`.
+        sampler: Sampler with the signature of `samplers.langevin.annealed_langevin`.
+        denoise: If True, end with one step to the posterior mean.
+        start: (keys, shape) -> initial states; None draws from N(0, sigma_1^2 I). For images in
+            [0, 1], NCSN uses `uniform_start()`.
+        seed: Seed of the samples, in [0, 2**32).
+        label: Class of all samples, or int [number]; `score_fn` is then
+            (x, level, label) -> score.
+        batch_size: Chains that run at once over all devices; None chooses at most 128.
+        devices: Devices that share the chains; None takes all local ones.
+        num_snapshots: Number of intermediate states per chain in the callbacks' trajectories.
+        callbacks: Called after each batch with the index of its first chain and its trajectory,
+            as host arrays.
+        progress: If True, show progress and announce what is being compiled.
+
+    Returns:
+        float32 [number, *shape]. Not clipped.
+
+    Raises:
+        ValueError: If arguments do not fit each other.
+        FloatingPointError: If a chain is not finite; names the chain and the noise level.
+    """
+    shape = tuple(int(length) for length in shape)
+    if number < 1:
+        raise ValueError(f"number={number} must be at least 1")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    sigmas = jnp.asarray(checked_sigmas(sigmas))
+    if step_size is None:
+        step_size = default_step_size(sampler, sigmas, num_steps)
+    if start is None:
+        start = normal_start(float(sigmas[0]))
+
+    settings = _Settings(
+        sampler=sampler,
+        start=start,
+        shape=shape,
+        sigmas=tuple(np.asarray(sigmas).tolist()),
+        num_steps=num_steps,
+        step_size=float(step_size),
+        denoise=denoise,
+        num_snapshots=num_snapshots,
+    )
+    key, label = run_keys(seed)["sample"], _labels(label, number)
+    arguments = (key, as_pytree(score_fn), label)
+    return run_chains(
+        _chains(settings),
+        arguments,
+        number,
+        batch_size=batch_size,
+        devices=devices,
+        callbacks=callbacks,
+        progress=progress,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Settings that are compiled into a sampling program."""
+
+    sampler: Callable[..., Trajectory]
+    start: Start
+    shape: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    num_steps: int
+    step_size: float
+    denoise: bool
+    num_snapshots: int
+
+
+@functools.lru_cache(maxsize=8)
+def _chains(settings: _Settings) -> Callable:
+    """((key, score_fn, label), index) -> Trajectory; the same object for equal settings."""
+
+    def chains(arguments, index):
+        key, score_fn, label = arguments
+        if label is not None:
+            score_fn = with_label(score_fn, label[index % len(label)])
+        start_keys, chain_keys = split_keys(example_keys(key, index))
+        return settings.sampler(
+            chain_keys,
+            score_fn,
+            settings.start(start_keys, settings.shape),
+            jnp.asarray(settings.sigmas),
+            step_size=settings.step_size,
+            num_steps=settings.num_steps,
+            denoise=settings.denoise,
+            num_snapshots=settings.num_snapshots,
+        )
+
+    return chains
+
+
+def run_chains(
+    program: Callable[[Any, Array], Trajectory],
+    arguments: Any,
+    number: int,
+    *,
+    batch_size: int | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    name: str = "sample",
+    callbacks: Sequence[Callable[[int, Trajectory], None]] = (),
+    progress: bool = True,
+) -> np.ndarray:
+    """Runs `number` chains in batches over all devices.
+
+    Args:
+        program: (arguments, index int [share]) -> Trajectory, a pure function in which chain i
+            depends on its index i alone. Calls with the same function reuse its compiled form.
+        arguments: Pytree that every device receives.
+        number: Number of chains.
+        batch_size: Chains that run at once over all devices; None chooses at most 128.
+        devices: Devices that share the chains; None takes all local ones.
+        name: Name of the work in the progress line.
+        callbacks: Called after each batch with the index of its first chain and its trajectory,
+            as host arrays [batch, ...] without the chains that only fill up the last batch.
+        progress: If True, show progress and announce what is being compiled.
+
+    Returns:
+        Final states, [number, *shape].
+
+    Raises:
+        ValueError: If the devices do not divide batch_size.
+        FloatingPointError: If a chain is not finite; names the chain and the noise level.
+    """
+    devices = tuple(devices or jax.local_devices())
+    if batch_size is None:
+        share = -(-min(number, 128) // len(devices))
+        batch_size = share * len(devices)
+    check_divides(batch_size, len(devices))
+    arguments = replicate(arguments, devices)
+    leaves, treedef = jax.tree.flatten(arguments)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+    run = _compiled(program, devices, treedef, shapes, batch_size, name, progress)
+
+    ends = []
+    with Progress(number, name, "chain", shown=progress) as bar:
+        for first in range(0, number, batch_size):
+            index = np.arange(first, first + batch_size, dtype=np.int32)
+            trajectory = run(arguments, split(index, len(devices)))
+            # Chains that only fill up the last batch are dropped before they are checked.
+            trajectory = _fetched(trajectory, min(batch_size, number - first))
+            _check_finite(trajectory, first)
+            for callback in callbacks:
+                callback(first, trajectory)
+            ends.append(trajectory.x)
+            bar.update(min(first + batch_size, number))
+    return np.concatenate(ends)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(program, devices, treedef, shapes, batch_size, name, progress) -> Callable:
+    """Compiles a program for arguments of these shapes; equal calls reuse the compiled form."""
+    kind = f"{len(devices)} x {devices[0].device_kind}"
+    announce(f"compiling the sampler (batch of {batch_size} on {kind}) ...", progress)
+    begun = time.monotonic()
+    arguments = treedef.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
+    share = batch_size // len(devices)
+    index = jax.ShapeDtypeStruct((len(devices), share), np.int32)
+    compiled = pmap(program, devices, (None, 0), 0).lower(arguments, index).compile()
+    announce(f"compiled in {time.monotonic() - begun:.1f} s", progress)
+    return compiled
+
+
+def _fetched(trajectory: Trajectory, number: int) -> Trajectory:
+    """The first `number` chains of a mapped trajectory, as host arrays."""
+    x = merge(trajectory.x)[:number]
+    snapshots = np.moveaxis(merge_second(trajectory.snapshots)[:number], 1, 0)
+    finite = np.moveaxis(merge_second(trajectory.finite)[:number], 1, 0)
+    return Trajectory(x, snapshots, finite)
+
+
+def _check_finite(trajectory: Trajectory, first: int) -> None:
+    """Raises a FloatingPointError that names the first chain that is not finite."""
+    x = trajectory.x
+    finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
+    if finite.all():
+        return
+    chain = int(np.argmin(finite))
+    levels = trajectory.finite[:, chain]
+    where = "the last denoising step"
+    if not levels.all():
+        where = f"noise level {int(np.argmin(levels))}"
+    raise FloatingPointError(
+        f"chain {first + chain} is not finite after {where}: lower step_size, or train the "
+        "network longer"
+    )
+
+
+def _labels(label: int | np.ndarray | None, number: int) -> np.ndarray | None:
+    """Labels of the chains, int32 [number] or [1] for a common one; None without labels."""
+    if label is None:
+        return None
+    label = np.asarray(label)
+    if label.shape not in ((), (number,)) or label.dtype.kind not in "iu":
+        raise ValueError(
+            f"label is {label.dtype} {list(label.shape)}, but must be a whole number or an array "
+            f"of whole numbers [{number}]"
+        )
+    return np.atleast_1d(label).astype(np.int32)

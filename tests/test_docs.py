@@ -1,0 +1,49 @@
+"""The examples of the documentation run as printed."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path, language):
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+def test_the_parts_of_a_users_own_file_run_from_the_command(tmp_path):
+    """docs/extending.md: own data, loss, network and sampler, in a process of their own."""
+    page = ROOT / "docs" / "extending.md"
+    parts = blocks(page, "python")
+    assert len(parts) == 4
+    for part in parts:
+        code = [line for line in part.splitlines() if line and not line.startswith(("import", "from"))]
+        assert len(code) <= 14, "a dozen lines each"
+    (tmp_path / "mine.py").write_text("\n".join(parts))
+    [command] = blocks(page, "bash")
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[0] == "score-jax"
+    short = {
+        "training.num_steps": 300,
+        "training.eval_every": 300,
+        "training.log_every": 100,
+        "training.checkpoint_every": 300,
+        "training.steps_per_call": 50,
+        "sampling.num_samples": 200,
+        "sampling.batch_size": 200,
+        "sampling.num_steps": 5,
+    }
+    more = [f"--config.{name}={value}" for name, value in short.items()]
+    run = [sys.executable, "-m", "score_jax", *words[1:], *more]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "runs" / "extended" / "samples.npz") as file:
+        samples = file["samples"]
+    assert samples.shape == (200, 2)
+    # The chains end near the circle of radius 3, not where they began.
+    radius = np.linalg.norm(samples, axis=1)
+    assert abs(np.median(radius) - 3) < 0.7
