@@ -1,12 +1,14 @@
-"""How often a classifier names completed digits as the originals' class, and that what is known is kept.
+"""Accuracy of a classifier on completed digits, and whether known pixels are kept.
 
-The classifier, a support vector machine on the 1500 training digits, sees whole images: true ones, completed ones, and, for what the known
-pixels alone say, one that is trained on the known pixels.
+    score-jax --mode=inpaint --number=200 --completions=1
+    python benchmarks/inpainting_accuracy.py runs/digits/inpainting.npz
 
-Command: python main.py --mode=inpaint --number=200 --completions=1 && python benchmarks/inpainting_accuracy.py runs/digits/inpainting.npz
+A support vector machine trained on the 1500 training digits classifies the originals and the
+completed images. A second one, trained on the known pixels alone, gives the accuracy that is
+possible without completion.
 """
 
-import sys
+import argparse
 
 import numpy as np
 from sklearn.svm import SVC
@@ -14,24 +16,36 @@ from sklearn.svm import SVC
 from score_jax.data.sources import digits
 
 
-def main(path):
-    with np.load(path) as file:
-        found = {name: file[name] for name in file.files}
-    mask, labels, completions = found["mask"], found["labels"], found["completions"]
-    kept = np.array_equal(completions[:, :, mask], np.repeat(found["originals"][:, None], completions.shape[1], 1)[:, :, mask])
+def main():
+    """Prints the accuracies of a file of completions."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", help="inpainting.npz of a workdir")
+    with np.load(parser.parse_args().file, allow_pickle=False) as file:
+        originals, completions = file["originals"], file["completions"]
+        mask, labels = file["mask"], file["labels"]
+    num_images, num_completions = completions.shape[:2]
+    known = originals[:, None][:, :, mask]
+    kept = bool((completions[:, :, mask] == known).all())
+
     data = digits()
     train = ((data.train + 0.5) / 17).astype(np.float32)
+    whole = SVC(C=10).fit(train.reshape(len(train), -1), data.train_labels)
+    partial = SVC(C=10).fit(train[:, mask], data.train_labels)
 
     def accuracy(classifier, x):
-        return (classifier.predict(x.reshape(len(x), -1)) == np.repeat(labels, len(x) // len(labels))).mean()
+        found = classifier.predict(x.reshape(len(x), -1))
+        return (found == np.repeat(labels, len(x) // num_images)).mean()
 
-    whole = SVC(C=10).fit(train.reshape(len(train), -1), data.train_labels)
-    half = SVC(C=10).fit(train[:, mask], data.train_labels)
-    print(f"{len(labels)} images, {completions.shape[1]} completions each; known pixels exact: {kept}")
-    print(f"true images                       {accuracy(whole, found['originals']):.3f}")
-    print(f"completed images                  {accuracy(whole, completions.reshape(-1, *completions.shape[2:])):.3f}")
-    print(f"known pixels only (trained on it) {accuracy(half, found['originals'][:, mask]):.3f}")
+    completed = completions.reshape(num_images * num_completions, -1)
+    print(
+        f"{num_images} images, {num_completions} completions each; known pixels are exact: {kept}"
+    )
+    print(f"originals                      {accuracy(whole, originals):.3f}")
+    print(f"completed images               {accuracy(whole, completed):.3f}")
+    print(f"known pixels (own classifier)  {accuracy(partial, originals[:, mask]):.3f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -2,8 +2,8 @@
 
 Paper: Song & Ermon (2020), section 5 and appendix B: the deeper network, 1086 levels from 190 to
     0.01, T = 3, step size 1.8e-6, 150,000 iterations.
-Data: from tensorflow-datasets (lsun/bedroom); or a folder of train/*.jpg and validation/*.jpg, with
-    --config.data.source=folder --config.data.path=...
+Data: from tensorflow-datasets (lsun/bedroom); or a folder of train/*.jpg and validation/*.jpg,
+    with --config.data.source=folder --config.data.path=...
 Cost: a network of 83.4 million parameters; meant for accelerators, not measured here.
 Reaches: the paper shows samples; no comparable score is published.
 Command: score-jax --config=lsun_bedroom_v2

@@ -1,16 +1,19 @@
-"""Samples with a network that `main.py --mode=export` wrote: one file, sampler.zip, and nothing of the code that trained it.
+"""Draws images with an exported network: one file, sampler.zip, without the training code.
 
     sampler = load_sampler("runs/digits/sampler.zip")
-    images = sampler(seed=0, number=1000)   # those of `main.py --mode=sample --config.seed=0`
+    images = sampler(seed=0, number=1000)
 
-This module needs JAX, with the package flatbuffers, and NumPy, but nothing else of this package: it may be copied, and a copy lies
-in every sampler.zip. There are also
+`score-jax --mode=export` writes the file, and the images are those of `score-jax --mode=sample`
+with the same seed. This module needs JAX, with the package flatbuffers, and NumPy, but nothing
+else of this package: it may be copied, and every sampler.zip contains a copy. The other files in
+sampler.zip are
 
-    sampler.bin      the sampler as `jax.export` serialises it, for any batch on a CPU, GPU or TPU:
-                     (parameters, seed uint32 [], index int32 [batch], *label int32 [batch]) -> images float32 [batch, *event]
-    parameters.npz   the averaged parameters that it takes
-    sampler.json     what else is to know: shapes, sizes, seed, step
-    labels.npy       classes of the training images, for a network that is told the class
+    sampler.bin      the sampler as serialised by `jax.export`, for any batch on a CPU, GPU or TPU:
+                     (parameters, seed uint32 [], index int32 [batch]) -> float32 [batch, *shape];
+                     for a conditional network, label int32 [batch] is a fourth argument
+    parameters.npz   the averaged parameters, the first argument of the sampler
+    sampler.json     metadata: shapes, batch size, seed, step
+    labels.npy       classes of the training images, for a conditional network
     config.json      the config
 """
 
@@ -33,10 +36,13 @@ class Sampler:
 
     Attributes:
         program: The exported sampler; see above.
-        parameters: The parameters that it takes.
-        labels: Classes of the training images, int32 [examples]; None for a network that takes none.
-        facts: What sampler.json says: `event`, the shape of one image; `batch_size`, how many chains run at once, and `any_batch`,
-            whether fewer can; `seed`, that of the config; `num_classes`; `step`, the training step of the parameters.
+        parameters: Its parameters.
+        labels: Classes of the training images, int32 [examples]; None for an unconditional
+            network.
+        facts: Content of sampler.json. `shape`: shape of one image. `batch_size`: number of chains
+            that run at once. `any_batch`: True if smaller batches can run, too. `seed`: seed of
+            the config. `num_classes`: number of classes, for a conditional network. `step`:
+            training step of the parameters.
     """
 
     program: Any
@@ -44,18 +50,22 @@ class Sampler:
     labels: np.ndarray | None
     facts: dict[str, Any]
 
-    def __call__(self, seed: int, number: int, labels: int | Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Chains 0 to number - 1 of a seed, each a function of the two and its class alone.
+    def __call__(
+        self, seed: int, number: int, labels: int | Sequence[int] | np.ndarray | None = None
+    ) -> np.ndarray:
+        """Draws `number` images; image i depends only on (seed, i, label i).
 
         Args:
-            seed: In [0, 2**32).
-            number: How many images.
-            labels: Class of each image, or one for all; the number of classes stands for any. Without them, classes are as frequent
-                as in the data.
+            seed: Seed in [0, 2**32).
+            number: Number of images.
+            labels: Class of each image, or one class for all; the number of classes itself draws
+                from all classes. None draws classes with the frequencies of the training set.
+
         Returns:
-            float32 [number, *event]; images are in [0, 1].
+            float32 [number, *shape]; images are in [0, 1].
+
         Raises:
-            ValueError: If an argument cannot be used.
+            ValueError: If seed, number or labels are out of range.
             FloatingPointError: If a chain is not finite.
         """
         if not 0 <= seed < 2**32:
@@ -63,64 +73,94 @@ class Sampler:
         if number < 1:
             raise ValueError(f"number={number} must be at least 1")
         label = self.classes(seed, number, labels)
-        size = min(number, self.facts["batch_size"]) if self.facts["any_batch"] else self.facts["batch_size"]
-        found = []
+        size = self.facts["batch_size"]
+        if self.facts["any_batch"]:
+            size = min(number, size)
+
+        # Run the chains in batches; surplus chains of the last batch are discarded.
+        batches = []
         for first in range(0, number, size):
             index = first + np.arange(size, dtype=np.int32)
-            # Chains that only fill up the last batch are thrown away.
-            args = (index, *(array[np.minimum(index, number - 1)] for array in label))
-            found.append(np.asarray(self.program(self.parameters, np.uint32(seed), *args)))
-        images = np.concatenate(found)[:number]
-        finite = np.isfinite(images.reshape(number, -1)).all(1)
+            own_label = [array[np.minimum(index, number - 1)] for array in label]
+            x = self.program(self.parameters, np.uint32(seed), index, *own_label)
+            batches.append(np.asarray(x))
+        images = np.concatenate(batches)[:number]
+
+        finite = np.isfinite(images.reshape(number, -1)).all(axis=1)
         if not finite.all():
             raise FloatingPointError(
-                f"chain {int(np.argmin(finite))} is not finite: lower config.sampling.step_size and export again"
+                f"chain {int(np.argmin(finite))} is not finite: export the sampler again with a "
+                "smaller step size"
             )
         return images
 
-    def classes(self, seed: int, number: int, labels: int | Sequence[int] | np.ndarray | None = None) -> list[np.ndarray]:
-        """The classes that the chains are told: [int32 [number]], or [] if the network takes none.
+    def classes(
+        self, seed: int, number: int, labels: int | Sequence[int] | np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The classes of the images: [int32 [number]], or [] for an unconditional network.
 
         Raises:
-            ValueError: If `labels` cannot be used.
+            ValueError: If `labels` have a wrong shape or type or are out of range, or if the
+                network is unconditional.
         """
         if self.labels is None:
             if labels is not None:
                 raise ValueError("this network takes no labels: leave them out")
             return []
         if labels is None:
-            # The training images' own, in an order drawn from the seed, over and over again.
+            # Repeat the labels of the training images, in an order drawn from the seed.
             order = np.random.default_rng((seed, 0)).permutation(len(self.labels))
             return [self.labels[order][np.arange(number) % len(order)]]
-        labels, last = np.asarray(labels), self.facts["num_classes"]
-        if labels.shape not in ((), (number,)) or labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels <= last)).all():
+        labels, num_classes = np.asarray(labels), self.facts["num_classes"]
+        fits = labels.shape in ((), (number,)) and labels.dtype.kind in "iu"
+        if not fits or not ((labels >= 0) & (labels <= num_classes)).all():
             raise ValueError(
-                f"labels must be one or {number} whole numbers, classes from 0 to {last - 1} or {last}, any: got {labels}"
+                f"labels must be one or {number} whole numbers from 0 to {num_classes - 1}, or "
+                f"{num_classes} for all classes, got {labels}"
             )
         return [np.broadcast_to(labels, (number,)).astype(np.int32)]
 
 
 def load_sampler(path: str | os.PathLike) -> Sampler:
-    """The sampler in a file that `main.py --mode=export` wrote.
+    """Reads an exported sampler.
+
+    Args:
+        path: A sampler.zip; `~` is expanded.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, or no such file.
+        ValueError: If the file is corrupt or not an exported sampler.
         ImportError: If the package flatbuffers is missing.
     """
+    path = os.path.expanduser(path)
     try:
         with zipfile.ZipFile(path) as archive:
             content = {name: archive.read(name) for name in archive.namelist()}
-        program = jax.export.deserialize(bytearray(content["sampler.bin"]))
-        with np.load(io.BytesIO(content["parameters.npz"]), allow_pickle=False) as arrays:
-            parameters = jax.device_put(dict(arrays))
-        labels = np.load(io.BytesIO(content["labels.npy"]), allow_pickle=False) if "labels.npy" in content else None
-        return Sampler(jax.jit(program.call), parameters, labels, json.loads(content["sampler.json"]))
+        return _sampler_from(content)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is not a file: write it with main.py --workdir=folder --mode=export") from error
+        raise FileNotFoundError(
+            f"path={path!r} is not a file: it must name a sampler.zip that was exported from a "
+            "trained network"
+        ) from error
     except (OSError, ImportError):
         raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
+    except Exception as error:  # The readers raise any kind of exception for a corrupt file.
         raise ValueError(
-            f"{path} cannot be read as an exported sampler ({type(error).__name__}: {error}): copy it, or export it, once more"
+            f"path={path!r} cannot be read as an exported sampler ({type(error).__name__}: "
+            f"{error}): copy or export it again"
         ) from error
+
+
+def _sampler_from(content: dict[str, bytes]) -> Sampler:
+    """The sampler from the files in a sampler.zip, by name."""
+    program = jax.export.deserialize(bytearray(content["sampler.bin"]))
+    with np.load(io.BytesIO(content["parameters.npz"]), allow_pickle=False) as arrays:
+        parameters = jax.device_put(dict(arrays))
+    labels = None
+    if "labels.npy" in content:
+        labels = np.load(io.BytesIO(content["labels.npy"]), allow_pickle=False)
+    facts = json.loads(content["sampler.json"])
+    # Earlier versions called the shape of an image its event.
+    if "event" in facts:
+        facts["shape"] = facts.pop("event")
+    return Sampler(jax.jit(program.call), parameters, labels, facts)

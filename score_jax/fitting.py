@@ -151,14 +151,15 @@ def fit(
         "checkpoint_every": checkpoint_every,
         **{f"callbacks[{i}]": every for i, (every, _) in enumerate(callbacks)},
     }
-    counts = {
-        "num_steps": num_steps,
-        "batch_size": batch_size,
-        "steps_per_call": steps_per_call,
-        "eval_batches": eval_batches,
-        "keep_checkpoints": keep_checkpoints,
-    }
-    _check_arguments(train, held_out, seed, counts | intervals)
+    _check_counts(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        steps_per_call=steps_per_call,
+        eval_batches=eval_batches,
+        keep_checkpoints=keep_checkpoints,
+        **intervals,
+    )
+    _check_splits(train, held_out, seed)
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
@@ -182,19 +183,9 @@ def fit(
     announce(f"compiling the training step (batch of {batch_size} on {kind}) ...", progress)
     begun = time.monotonic()
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
-    held_out_loss = None
-    if held_out is not None:
-        held_out_source = feed(held_out.arrays(), devices, resident)
-        held_out_loss = _held_out_loss_fn(
-            trainer,
-            held_out_source,
-            len(held_out.x),
-            state,
-            devices,
-            batch_size,
-            seed,
-            eval_batches,
-        )
+    held_out_loss = _held_out_loss_fn(
+        trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
+    )
     log = _Log(trainer, time.monotonic() - begun)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
 
@@ -315,11 +306,15 @@ def _as_examples(x: Any) -> Any:
     return x if hasattr(x, "nbytes") and not isinstance(x, jax.Array) else np.asarray(x)
 
 
-def _check_arguments(train, held_out, seed, positive: dict[str, int]) -> None:
-    """Raises a ValueError for arguments of `fit` that do not fit each other."""
-    for name, value in positive.items():
+def _check_counts(**counts: int) -> None:
+    """Raises a ValueError for counts and intervals that are not positive whole numbers."""
+    for name, value in counts.items():
         if isinstance(value, bool) or int(value) != value or value < 1:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
+
+
+def _check_splits(train: Examples, held_out: Examples | None, seed: int) -> None:
+    """Raises a ValueError for examples that do not fit each other, or a seed out of range."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
     for name, split in (("x", train), ("held_out", held_out)):
@@ -439,9 +434,15 @@ def _stacked(batches: Iterator, ahead: int, steps_per_call: int):
 
 
 def _held_out_loss_fn(
-    trainer, source: Feed, num_examples, state, devices, batch_size, seed, eval_batches
-) -> Callable[[Any], float]:
-    """params -> mean held-out loss, always over the same examples, levels and noise."""
+    trainer, held_out: Examples | None, resident, state, devices, batch_size, seed, eval_batches
+) -> Callable[[Any], float] | None:
+    """params -> mean held-out loss, always over the same examples, levels and noise.
+
+    None without held-out examples.
+    """
+    if held_out is None:
+        return None
+    source = feed(held_out.arrays(), devices, resident)
 
     def loss(fixed, params, arguments):
         key, resident = fixed
@@ -456,7 +457,7 @@ def _held_out_loss_fn(
     def held_out_loss(params) -> float:
         losses = []
         for k in range(eval_batches):
-            index = batch_index(seed, k, num_examples, batch_size)
+            index = batch_index(seed, k, len(held_out.x), batch_size)
             fixed = (jax.random.fold_in(key, k), source.resident)
             losses.append(float(program(fixed, params, source.fetch(index))))
         return float(np.mean(losses))

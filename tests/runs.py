@@ -135,7 +135,8 @@ def flags(config, sections=("model", "noise", "optim", "training", "sampling")):
 
 def start(*arguments, cwd=ROOT, **more):
     """Starts the command in a process of its own, with a cache and the devices of its own."""
-    return subprocess.Popen(command_line(*arguments), cwd=cwd, env=environment(), text=True, **more)
+    line = command_line(*arguments)
+    return subprocess.Popen(line, cwd=cwd, env=environment(), text=True, **more)
 
 
 def started(*arguments, cwd=ROOT):

@@ -209,7 +209,10 @@ def test_the_page_of_settings_is_up_to_date():
         ),
         ({"model": {"name": "mlp", "hidden": (8, 0)}}, r"hidden=\(8, 0\) must be a tuple"),
         ({"model": {"name": "mlp", "hidden": 8}}, r"hidden=8 must be a tuple"),
-        ({"training__num_steps": 0}, r"config\.training\.num_steps=0 must be an integer from 1 to"),
+        (
+            {"training__num_steps": 0},
+            r"config\.training\.num_steps=0 must be an integer from 1 to",
+        ),
         ({"training__num_steps": 10.5}, r"config\.training\.num_steps=10\.5 must be an integer"),
         ({"training__num_steps": True}, r"num_steps=True must be an integer"),
         (
@@ -243,7 +246,10 @@ def test_the_page_of_settings_is_up_to_date():
             r"name='mine' must be dsm, ssm, implicit, ssm_clean or implicit_clean",
         ),
         ({"noise__sigma_min": 2.0}, r"32 levels from sigma_max=1 to sigma_min=2 do not decrease"),
-        ({"noise__num_levels": 1}, r"1 level from sigma_max=1 to sigma_min=0\.03 do not decrease"),
+        (
+            {"noise__num_levels": 1},
+            r"single level needs sigma_max=1 and sigma_min=0\.03 to be equal",
+        ),
         (
             {"sampling__num_frames": 33},
             r"num_frames=33 must be at most the number of noise levels, 32",
@@ -380,6 +386,8 @@ def test_another_run_is_recognised():
         check_same_run(saved, digits(training__batch_size=64), FREE_TO_CONTINUE, folder)
     with pytest.raises(ValueError, match=r"crop is none there and 4 here"):
         check_same_run(saved, digits(data__crop=4), FREE_TO_USE, folder)
+    without_defaults = digits(model={"name": "unet", "data_mean": 0.3, "data_std": 0.35})
+    check_same_run(saved, without_defaults, (), folder)
     tuples = digits(model={"name": "mlp", "hidden": (4,)})
     check_same_run(json.loads(json.dumps(tuples)), tuples, (), folder)
 

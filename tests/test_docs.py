@@ -21,7 +21,8 @@ def test_the_parts_of_a_users_own_file_run_from_the_command(tmp_path):
     parts = blocks(page, "python")
     assert len(parts) == 4
     for part in parts:
-        code = [line for line in part.splitlines() if line and not line.startswith(("import", "from"))]
+        lines = [line for line in part.splitlines() if line]
+        code = [line for line in lines if not line.startswith(("import", "from"))]
         assert len(code) <= 14, "a dozen lines each"
     (tmp_path / "mine.py").write_text("\n".join(parts))
     [command] = blocks(page, "bash")

@@ -86,7 +86,8 @@ def test_import_and_sample_in_processes_of_their_own(tmp_path):
         "--mode=import", f"--checkpoint={file}", f"--workdir={folder}", "--devices=2", cwd=tmp_path
     )
     assert f"next: score-jax --workdir='{folder}' --mode=sample" in shown
-    started(f"--workdir={folder}", "--mode=sample", "--devices=2", "--number=4", *FEW, cwd=tmp_path)
+    sampling = [f"--workdir={folder}", "--mode=sample", "--devices=2", "--number=4", *FEW]
+    started(*sampling, cwd=tmp_path)
     assert load(folder / "samples.npz")["samples"].shape == (4, 28, 28, 1)
 
 

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from score_jax.models.official import from_official, to_official
 from truths import NCSN_FIXTURES, NCSNV2_FIXTURES, golden, relative
 
 from score_jax.losses.dsm import denoising_score_matching
 from score_jax.models.layers import ConditionalInstanceNormPlus
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
+from score_jax.models.official import from_official, to_official
 from score_jax.models.refinenet import ResidualBlock
 from score_jax.noise import geometric_sigmas
 from score_jax.samplers.langevin import annealed_langevin

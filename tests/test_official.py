@@ -3,13 +3,13 @@ import numpy as np
 import pytest
 from truths import NCSN_FIXTURES, NCSNV2_FIXTURES, golden
 
-from score_jax.convert import from_official, read_official, to_official
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
+from score_jax.models.official import from_official, read_official, to_official
 
 
 @pytest.mark.parametrize("name", NCSN_FIXTURES + NCSNV2_FIXTURES)
-def test_there_and_back_is_the_same_bits(name):
+def test_a_round_trip_keeps_every_bit(name):
     state = golden(name)["param"]
     _, params = from_official({f"module.{parameter}": value for parameter, value in state.items()})
     assert len(jax.tree.leaves(params)) == len(state)
@@ -25,7 +25,10 @@ def test_there_and_back_is_the_same_bits(name):
     [
         ("ncsn_cifar_ngf8", NCSN(num_levels=10, width=8)),
         ("ncsn_mnist_ngf8", NCSN(num_levels=10, width=8)),
-        ("ncsnv2_deepest_64_ngf4", NCSNv2(sigmas=tuple(np.geomspace(190, 0.01, 6)), width=4, variant="deepest")),
+        (
+            "ncsnv2_deepest_64_ngf4",
+            NCSNv2(sigmas=tuple(np.geomspace(190, 0.01, 6)), width=4, variant="deepest"),
+        ),
     ],
 )
 def test_the_architecture_is_inferred(name, model):
@@ -37,13 +40,19 @@ def test_the_architecture_is_inferred(name, model):
         np.testing.assert_allclose(found.sigmas, model.sigmas, rtol=1e-5)
 
 
-def test_numbers_move_but_do_not_change():
+def test_values_are_transposed_but_do_not_change():
     state = golden("ncsn_mnist_ngf8")["param"]
     _, params = from_official(state)
     kernel = params["refine2"]["adapt_convs_1"]["2_1_conv"]["kernel"]
-    np.testing.assert_array_equal(kernel[2, 0, 3, 5], state["refine2.adapt_convs.1.2_1_conv.weight"][5, 3, 2, 0])
-    np.testing.assert_array_equal(params["res2_0"]["shortcut"]["bias"], state["res2.0.shortcut.conv.bias"])
-    np.testing.assert_array_equal(params["normalizer"]["embedding"], state["normalizer.embed.weight"])
+    np.testing.assert_array_equal(
+        kernel[2, 0, 3, 5], state["refine2.adapt_convs.1.2_1_conv.weight"][5, 3, 2, 0]
+    )
+    np.testing.assert_array_equal(
+        params["res2_0"]["shortcut"]["bias"], state["res2.0.shortcut.conv.bias"]
+    )
+    np.testing.assert_array_equal(
+        params["normalizer"]["embedding"], state["normalizer.embed.weight"]
+    )
 
 
 def without(state, name):
@@ -54,15 +63,33 @@ def without(state, name):
     ("change", "words"),
     [
         (lambda s: without(s, "begin_conv.weight"), "lacks 'begin_conv.weight'"),
-        (lambda s: without(s, "res3.1.conv2.bias"), "lacks 'res3.1.conv2.bias', which this NCSN of width 8 has"),
-        (lambda s: without(s, "normalizer.embed.weight"), "neither 'normalizer.embed.weight' .* nor 'sigmas'"),
-        (lambda s: s | {"res9.0.conv1.weight": np.zeros(3)}, "'res9.0.conv1.weight' is not a parameter of NCSN"),
-        (lambda s: s | {"begin_conv.running_mean": np.zeros(3)}, "'begin_conv.running_mean' is not a parameter of NCSN"),
-        (lambda s: s | {"end_conv.bias": np.zeros(4)}, r"'end_conv.bias' is \[4\], but must be \[1\]"),
-        (lambda s: s | {"begin_conv.weight": np.zeros(4)}, r"'begin_conv.weight' is \[4\], but must be"),
+        (
+            lambda s: without(s, "res3.1.conv2.bias"),
+            "lacks 'res3.1.conv2.bias', which this NCSN of width 8 has",
+        ),
+        (
+            lambda s: without(s, "normalizer.embed.weight"),
+            "neither 'normalizer.embed.weight' .* nor 'sigmas'",
+        ),
+        (
+            lambda s: s | {"res9.0.conv1.weight": np.zeros(3)},
+            "'res9.0.conv1.weight' is not a parameter of NCSN",
+        ),
+        (
+            lambda s: s | {"begin_conv.running_mean": np.zeros(3)},
+            "'begin_conv.running_mean' is not a parameter of NCSN",
+        ),
+        (
+            lambda s: s | {"end_conv.bias": np.zeros(4)},
+            r"'end_conv.bias' is \[4\], but must be \[1\]",
+        ),
+        (
+            lambda s: s | {"begin_conv.weight": np.zeros(4)},
+            r"'begin_conv.weight' is \[4\], but must be",
+        ),
     ],
 )
-def test_what_does_not_fit_is_named(change, words):
+def test_names_and_shapes_that_do_not_fit_are_errors(change, words):
     with pytest.raises(ValueError, match=words):
         from_official(change(golden("ncsn_mnist_ngf8")["param"]))
 
@@ -76,8 +103,21 @@ def test_an_npz_of_the_arrays_is_read(tmp_path):
     (tmp_path / "y.npz").write_bytes((tmp_path / "x.npz").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"y\.npz cannot be read as an \.npz file"):
         read_official(tmp_path / "y.npz")
-    with pytest.raises(FileNotFoundError, match=r"none\.pth is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"path=.*none\.pth' is not a file"):
         read_official(tmp_path / "none.pth")
+
+
+def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.savez(tmp_path / "x.npz", **golden("ncsn_mnist_ngf8")["param"])
+    assert "begin_conv.weight" in read_official("~/x.npz").state
+
+
+def test_parameters_of_narrower_or_wider_arrays_are_float32():
+    state = golden("ncsn_mnist_ngf8")["param"]
+    for dtype in (np.float16, np.float64):
+        _, params = from_official({name: value.astype(dtype) for name, value in state.items()})
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype("float32")}
 
 
 @pytest.fixture
@@ -89,6 +129,7 @@ def tensors(torch, state, prefix="module."):
     return {prefix + name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
 
+@pytest.mark.torch
 def test_checkpoints_of_both_official_codes_are_read(torch, tmp_path):
     state = golden("ncsn_mnist_ngf8")["param"]
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))]).state_dict()
@@ -100,7 +141,10 @@ def test_checkpoints_of_both_official_codes_are_read(torch, tmp_path):
 
     state = golden("ncsnv2_cifar_ngf8")["param"]
     ema = {name: value + 1 for name, value in state.items() if name != "sigmas"}
-    torch.save([tensors(torch, state), optimizer, 3, 1234, tensors(torch, ema, prefix="")], tmp_path / "2020.pth")
+    torch.save(
+        [tensors(torch, state), optimizer, 3, 1234, tensors(torch, ema, prefix="")],
+        tmp_path / "2020.pth",
+    )
     found = read_official(tmp_path / "2020.pth")
     assert found.step == 1234
     np.testing.assert_array_equal(found.state["end_conv.bias"], state["end_conv.bias"])
@@ -113,19 +157,39 @@ class Trap:
         return (print, ("the pickle ran",))
 
 
-def test_a_pickle_that_holds_more_than_tensors_is_refused(torch, tmp_path, capsys):
+@pytest.mark.torch
+def test_a_pickle_of_more_than_tensors_is_refused(torch, tmp_path, capsys):
     torch.save([Trap(), {}], tmp_path / "trap.pth")
     with pytest.raises(ValueError, match=r"trap\.pth is refused: .*more than tensors"):
         read_official(tmp_path / "trap.pth")
     assert "the pickle ran" not in capsys.readouterr().out
 
 
+@pytest.mark.torch
 def test_a_truncated_checkpoint_is_named(torch, tmp_path):
     torch.save(tensors(torch, golden("ncsn_mnist_ngf8")["param"]), tmp_path / "whole.pth")
     for size in (100, 50_000):
         (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:size])
-        with pytest.raises(ValueError, match=r"cut\.pth (is refused: it is damaged|cannot be read as a PyTorch checkpoint)"):
+        with pytest.raises(
+            ValueError,
+            match=r"cut\.pth (is refused: it is corrupt|cannot be read as a PyTorch checkpoint)",
+        ):
             read_official(tmp_path / "cut.pth")
     torch.save("hello", tmp_path / "text.pth")
     with pytest.raises(ValueError, match="holds a str, but must hold a state dict"):
         read_official(tmp_path / "text.pth")
+
+
+@pytest.mark.torch
+def test_bfloat16_tensors_and_trainable_ones_are_read(torch, tmp_path):
+    state = tensors(torch, golden("ncsn_mnist_ngf8")["param"])
+    narrow = {name: value.to(torch.bfloat16) for name, value in state.items()}
+    trainable = {name: torch.nn.Parameter(value) for name, value in state.items()}
+    torch.save(narrow, tmp_path / "narrow.pth")
+    torch.save(trainable, tmp_path / "trainable.pth")
+    name = "begin_conv.weight"
+    expected = state[f"module.{name}"].numpy()
+    found = read_official(tmp_path / "narrow.pth").state[name]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=2**-8)
+    np.testing.assert_array_equal(read_official(tmp_path / "trainable.pth").state[name], expected)

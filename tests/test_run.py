@@ -169,7 +169,8 @@ def test_one_device_and_two_train_and_sample_alike(finished, tmp_path):
     # The arithmetic differs in its last bits, and Adam normalises gradients near 0: the losses
     # agree, not each number.
     one, two = (
-        json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "one", finished)
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "one", finished)
     )
     for name in ("train_loss", "held_out_loss"):
         np.testing.assert_allclose(one[name], two[name], rtol=2e-4)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from score_jax.models.official import from_official
 from truths import NCSN_FIXTURES, assert_mean, golden, relative
 
 from score_jax.analytic import gaussian_score_fn, mixture_score_fn
@@ -18,6 +17,7 @@ from score_jax.losses.ssm import (
     ssm,
 )
 from score_jax.models.mlp import MLP
+from score_jax.models.official import from_official
 from score_jax.noise import geometric_sigmas, perturb, standard_normal
 
 SIGMAS = geometric_sigmas(2.0, 0.1, 5)

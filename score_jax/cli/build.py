@@ -216,7 +216,7 @@ def build_model(
     centered = "centered" in parameters and fields.get("centered", parameters["centered"].default)
     if data_settings["logit"] and centered:
         raise ValueError(
-            "config.data.logit=True needs config.model.centered=False: logits do not live in [0, 1]"
+            "config.data.logit=True needs config.model.centered=False: logits are not in [0, 1]"
         )
 
     arguments = arguments_of(factory, "model", fields)
@@ -295,8 +295,8 @@ def state_shape(
         state, score = jax.eval_shape(init)
     if score.shape != x.shape:
         raise ValueError(
-            f"the network {name!r} returns {list(score.shape)} for examples {list(x.shape)}, but a "
-            "score has the shape of the data"
+            f"the network {name!r} returns {list(score.shape)} for examples {list(x.shape)}, but "
+            "a score has the shape of the data"
         )
     return state
 

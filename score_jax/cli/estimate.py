@@ -22,10 +22,8 @@ SECONDS = 3.0
 
 def estimate_training(run: Run) -> bool:
     """Prints parameters, memory and an estimate of the time of training and sampling; True."""
-    from score_jax.cli.train import describe
-
     settings = run.config["training"]
-    announce(describe(run))
+    announce(run.describe())
     announce(_describe_data(run))
     state_bytes = _num_bytes(run.state_shape)
     announce(f"state of training: {_megabytes(state_bytes)} per device and per checkpoint")

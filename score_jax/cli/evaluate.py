@@ -74,6 +74,7 @@ def print_summary(run: Run, report: dict[str, Any]) -> None:
     announce("level    sigma      loss  standard error")
     for row in report["levels"]:
         announce(
-            f"{row['level']:5d} {row['sigma']:8.4g} {row['loss']:9.4f} {row['standard_error']:9.4f}"
+            f"{row['level']:5d} {row['sigma']:8.4g} {row['loss']:9.4f} "
+            f"{row['standard_error']:9.4f}"
         )
     announce(f" mean          {report['held_out_loss']:9.4f}")

@@ -46,7 +46,7 @@ def export_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         "any_batch": any_batch,
         "seed": run.config["seed"],
         "step": run.step,
-        "num_classes": run.data.num_classes if run.conditional else 0,
+        "num_classes": run.data.num_classes if run.conditional else None,
         "platforms": list(PLATFORMS),
         "jax": jax.__version__,
     }

@@ -1,4 +1,4 @@
-"""The paper's figures: the toy density's, and a trained network's nearest neighbours and mixing."""
+"""The figures of the paper: the toy density, nearest neighbours of samples, mixing of chains."""
 
 import time
 from collections.abc import Callable, Sequence

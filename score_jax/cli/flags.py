@@ -245,7 +245,8 @@ def _check_used(values: flags.FlagValues) -> None:
     for setting in _given(values):
         if setting in SETTINGS and not setting.startswith(mode.reads):
             raise ValueError(
-                f"--config.{setting} is not used by --mode={name}; it is used by {readers(setting)}"
+                f"--config.{setting} is not used by --mode={name}; it is used by "
+                f"{readers(setting)}"
             )
 
 

@@ -67,7 +67,7 @@ def scatter(points: np.ndarray, pixels: int = 720, extent: float = 8.0) -> np.nd
 
 
 def scatters(points: Mapping[str, np.ndarray], extent: float) -> np.ndarray:
-    """Draws named sets of points side by side, each as `scatter` does; uint8 [height, width, 3]."""
+    """Draws named sets of points side by side, as `scatter` does; uint8 [height, width, 3]."""
     figure, panels = _panels(len(points))
     for axes, (name, found) in zip(panels, points.items(), strict=True):
         _draw_points(axes, found, extent)

@@ -53,7 +53,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     """Writes the workdir of an official checkpoint; True when done.
 
     Raises:
-        ValueError: If the checkpoint or the config does not fit, or the folder holds a run already.
+        ValueError: If the checkpoint or the config does not fit, or the folder holds a run.
         OSError: If there is no checkpoint, or the folder cannot be written.
     """
     import jax
@@ -90,8 +90,8 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     data, sampling = config["data"], config["sampling"]
     step_size = sampling["step_size"]
     announce(
-        f"imported {checkpoint}: {config['model']['name']} of width {config['model']['width']} and "
-        f"{config['noise']['num_levels']} levels, {num_parameters:,} parameters, step "
+        f"imported {checkpoint}: {config['model']['name']} of width {config['model']['width']} "
+        f"and {config['noise']['num_levels']} levels, {num_parameters:,} parameters, step "
         f"{official.step}"
     )
     announce(
@@ -152,8 +152,8 @@ def fitted_config(config: Mapping[str, Any], model: Any, params: Any) -> dict[st
         geometric = np.geomspace(sigmas[0], sigmas[-1], len(sigmas))
         if not np.allclose(sigmas, geometric, rtol=1e-3):
             raise ValueError(
-                "the checkpoint's sigmas are not a geometric sequence, the only kind that a config "
-                "can describe"
+                "the checkpoint's sigmas are not a geometric sequence, the only kind that a "
+                "config can describe"
             )
         config["noise"] = {
             "sigma_max": float(sigmas[0]),

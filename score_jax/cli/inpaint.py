@@ -170,7 +170,9 @@ def write_completions(
             **labels,
             settings=json.dumps(settings),
         )
-    announce(f"wrote {name}.png (original, known part, completions) and {name}.npz to {run.folder}")
+    announce(
+        f"wrote {name}.png (original, known part, completions) and {name}.npz to {run.folder}"
+    )
 
 
 def read_mask(mask: str, shape: tuple[int, ...]) -> np.ndarray:

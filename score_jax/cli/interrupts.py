@@ -17,7 +17,7 @@ def exit_on_interrupt(exit_code: int) -> None:
     """Makes Ctrl-C end this process with one line.
 
     A mode can take the first Ctrl-C over with a signal handler of its own; the second one ends the
-    process all the same. In another thread than the main one, and where Ctrl-C is ignored, as in a
+    process nevertheless. In another thread than the main one, and where Ctrl-C is ignored, as in a
     job of the background, nothing changes.
 
     Args:

@@ -1,6 +1,7 @@
-"""The command `score-jax`: parses, chooses devices, runs one mode, and turns errors into sentences.
+"""The command `score-jax`: parses, chooses devices, runs a mode and turns errors into sentences.
 
-Exit codes: 0 when done, 2 for input that cannot be used, 1 for a run that failed, 130 when stopped.
+Exit codes: 0 when done, 1 for a run that failed, 2 for input that cannot be used, 130 when
+stopped.
 """
 
 import contextlib
@@ -122,8 +123,8 @@ def choose_devices(config: Mapping[str, Any], requested: int | None) -> Sequence
         platforms = os.environ.get("JAX_PLATFORMS")
         hint = f"JAX_PLATFORMS={platforms}" if platforms else "JAX"
         raise ValueError(
-            f"{hint} gives no device ({str(error) or type(error).__name__}): set JAX_PLATFORMS=cpu "
-            "to use the CPU"
+            f"{hint} gives no device ({str(error) or type(error).__name__}): set "
+            "JAX_PLATFORMS=cpu to use the CPU"
         ) from error
     if requested and requested > len(devices):
         raise ValueError(

@@ -126,8 +126,8 @@ FLAGS = (
         "mask",
         str,
         None,
-        "Missing side (right, left, top or bottom) or center, or an image file that is white where "
-        "pixels are known; by default right.",
+        "Missing side (right, left, top or bottom) or center, or an image file that is white "
+        "where pixels are known; by default right.",
     ),
     Setting(
         "label",
@@ -142,8 +142,8 @@ FLAGS = (
         "number",
         int,
         None,
-        "Number of samples (by default sampling.num_samples), held-out images, rows, or samples in "
-        "figures (by default 8).",
+        "Number of samples (by default sampling.num_samples), or of held-out images, rows, or "
+        "samples in figures (by default 8).",
         low=1,
         high=100_000_000,
     ),

@@ -40,7 +40,7 @@ class Run:
     """The objects that a config describes, and the newest checkpoint of its workdir.
 
     Attributes:
-        config: The config, as JSON stores it: lists in the place of tuples.
+        config: The config as JSON stores it, with lists instead of tuples.
         folder: The workdir.
         devices: Devices that share the work.
         data: The data set; None if the mode does not need it.
@@ -70,6 +70,17 @@ class Run:
     state_shape: TrainState
     step: int | None
     state: TrainState | None
+
+    def describe(self) -> str:
+        """One line about the network, the data, the noise levels and the devices."""
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state_shape.params))
+        noise = self.config["noise"]
+        return (
+            f"{self.config['model']['name']} of {num_parameters:,} parameters, "
+            f"{len(self.data.train)} training examples {list(self.shape)}, {len(self.sigmas)} "
+            f"noise levels from {noise['sigma_max']:g} to {noise['sigma_min']:g}, "
+            f"{len(self.devices)} x {self.devices[0].device_kind}"
+        )
 
     @property
     def conditional(self) -> bool:
@@ -195,7 +206,7 @@ def open_run(
         num_states: Number of states of training that the mode writes, for the check of free disk.
 
     Raises:
-        ValueError: If the config, the devices and the contents of the folder do not fit each other.
+        ValueError: If the config, the devices and the contents of the folder do not match.
         OSError: If a file is missing, or the folder cannot be written.
     """
     validate(command.config)

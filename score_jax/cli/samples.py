@@ -1,4 +1,4 @@
-"""The files of samples: samples.npz, a picture of the samples, and the chains' way as animation."""
+"""The files of samples: arrays, a picture of the samples, an animation of the chains."""
 
 import contextlib
 import dataclasses

@@ -42,7 +42,7 @@ def freedom(name: str) -> str:
 
 
 def _free(*kinds: str) -> tuple[str, ...]:
-    """Names of settings, and prefixes of what samplers and losses of users add to their section."""
+    """Names of settings, and prefixes of what users' samplers and losses add to a section."""
     names = [name for name in SETTINGS if freedom(name) in kinds]
     prefixes = [f"{section}." for section in NAMING if FREE.get(section) in kinds]
     return (*names, *prefixes)
@@ -112,7 +112,7 @@ def _published(*changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
             config.setdefault(section, {}).update(values)
     _check_names(dict(flatten(config)))
 
-    # An optional setting without a value has a type all the same.
+    # An optional setting has a type even without a value.
     typed = ml_collections.ConfigDict(config)
     for name, value in flatten(config):
         if value is None and name in SETTINGS:
@@ -208,8 +208,8 @@ def _check_own(name: str, value: Any) -> None:
             raise ValueError(f"config.{name}={value!r} must be finite")
         if not isinstance(each, int | float | str | None):
             raise ValueError(
-                f"config.{name}={value!r} must be a number, text, True, False, none, or a tuple of "
-                "these"
+                f"config.{name}={value!r} must be a number, text, True, False, none, or a tuple "
+                "of these"
             )
 
 
@@ -239,11 +239,15 @@ def validate(config: Config) -> None:
 def _check_levels(settings: Mapping[str, Any]) -> None:
     sigma_max, sigma_min = settings["noise.sigma_max"], settings["noise.sigma_min"]
     num_levels = settings["noise.num_levels"]
-    if (sigma_max != sigma_min) if num_levels == 1 else (sigma_max <= sigma_min):
+    if num_levels == 1 and sigma_max != sigma_min:
+        raise ValueError(
+            f"config.noise: a single level needs sigma_max={sigma_max:g} and "
+            f"sigma_min={sigma_min:g} to be equal"
+        )
+    if num_levels > 1 and sigma_max <= sigma_min:
         raise ValueError(
             f"config.noise: {num_levels} levels from sigma_max={sigma_max:g} to "
-            f"sigma_min={sigma_min:g} do not decrease; sigma_max must be above sigma_min (with a "
-            "single level, equal to it)"
+            f"sigma_min={sigma_min:g} do not decrease: sigma_max must be above sigma_min"
         )
     if settings["sampling.num_frames"] > num_levels:
         raise ValueError(
@@ -315,7 +319,7 @@ def check_same_run(saved: Config, config: Config, free: tuple[str, ...], folder:
     """Checks that a config describes the run that a workdir holds.
 
     Args:
-        saved: The config of the run, `completed`.
+        saved: The config of the run, also of an earlier version.
         config: The config that is asked for.
         free: Names, or beginnings of names, of settings that can differ.
         folder: The workdir.
@@ -323,7 +327,7 @@ def check_same_run(saved: Config, config: Config, free: tuple[str, ...], folder:
     Raises:
         ValueError: If any other setting differs.
     """
-    old, new = dict(flatten(plain(saved))), dict(flatten(plain(config)))
+    old, new = dict(flatten(completed(saved))), dict(flatten(completed(config)))
     differing = [
         name
         for name in dict.fromkeys([*old, *new])
@@ -349,8 +353,8 @@ def markdown() -> str:
         "",
         "A config holds these settings. A flag such as `--config.data.flip=False` changes one; in",
         "flags, `none` stands for None and `64,64` for a tuple. The defaults are those published",
-        "for NCSN on CIFAR-10 (Song & Ermon 2019); `score-jax --config=NAME --help` shows those of",
-        "another config.",
+        "for NCSN on CIFAR-10 (Song & Ermon 2019); `score-jax --config=NAME --help` shows those",
+        "of another config.",
         "",
         "Where `package.module:name` is allowed, a setting can name an object of your own. The",
         "same section can then hold further settings, which become arguments of that object.",

@@ -53,8 +53,8 @@ REQUIRED = object()
 MANY = 2**31 - 1
 CONTINUE, USE, NEVER = "continue", "use", "never"
 FREE = {"loss": USE, "optim": USE, "training": CONTINUE, "sampling": CONTINUE}
-"""Section -> when its settings can differ from those of a saved run: CONTINUE also when training is
-resumed, USE when its network is only used; NEVER, if a section is not listed."""
+"""Section -> when its settings can differ from those of a saved run: CONTINUE, also when training
+is resumed; USE, when its network is only used. A section that is not listed: NEVER."""
 
 
 class Setting(NamedTuple):
@@ -105,7 +105,9 @@ def _choice(
     return Setting(name, str, default, meaning, choices=choices, **more)
 
 
-def _named(name: str, table: Mapping[str, str], default: str, meaning: str, **more: Any) -> Setting:
+def _named(
+    name: str, table: Mapping[str, str], default: str, meaning: str, **more: Any
+) -> Setting:
     return Setting(name, str, default, meaning, choices=tuple(table), own=True, **more)
 
 
@@ -219,7 +221,9 @@ _TABLE = (
     _field("heads", {"unet": 4}, int, "Number of attention heads.", low=1, high=65_536),
     _field("groups", {"unet": 4}, int, "Number of groups of group norms.", low=1, high=65_536),
     _field("data_mean", {"unet": 0.5}, float, "Mean of the data.", low=-1e6, high=1e6),
-    _field("data_std", {"unet": 0.5}, float, "Standard deviation of the data.", low=1e-6, high=1e6),
+    _field(
+        "data_std", {"unet": 0.5}, float, "Standard deviation of the data.", low=1e-6, high=1e6
+    ),
     _field(
         "hidden", {"mlp": (128, 128)}, tuple, "Widths of the hidden layers.", low=1, high=65_536
     ),
@@ -241,7 +245,7 @@ _TABLE = (
         "loss.name",
         LOSSES,
         "dsm",
-        "Denoising, sliced or implicit score matching; those in _clean leave the data unperturbed.",
+        "Denoising, sliced or implicit score matching; _clean leaves the data unperturbed.",
     ),
     _named("loss.levels", LEVELS, "uniform", "Draw of the noise levels of a batch."),
     _choice(
@@ -273,7 +277,10 @@ _TABLE = (
         "Learning rate after the warmup: constant, or a cosine down to 1 % of it.",
     ),
     _count(
-        "optim.warmup_steps", 0, "Number of steps in which the learning rate rises linearly.", low=0
+        "optim.warmup_steps",
+        0,
+        "Number of steps in which the learning rate rises linearly.",
+        low=0,
     ),
     _fraction("optim.beta1", 0.9, "Decay of Adam's first moment."),
     _fraction("optim.beta2", 0.999, "Decay of Adam's second moment."),

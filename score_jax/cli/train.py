@@ -42,7 +42,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         return estimate_training(run)
 
     # Train, unless that is done already.
-    announce(f"{run.folder}: {describe(run)}")
+    announce(f"{run.folder}: {run.describe()}")
     num_steps = run.config["training"]["num_steps"]
     state = run.state
     if run.step == num_steps:
@@ -88,10 +88,9 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
                 score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)
             )
         samples.write(run, "samples", x, labels, frames, settings, clock.seconds)
-    announce(
-        f"next: {workdir.command_line('--workdir', run.folder, '--mode=evaluate')}   or, for other "
-        f"samples: {workdir.command_line('--workdir', run.folder, '--mode=sample', '--number=10')}"
-    )
+    evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
+    sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
+    announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
     return True
 
 
@@ -112,18 +111,6 @@ def callbacks(run: Run, log: "Log") -> list[tuple[int, Callable[[Report], None]]
     if settings["preview_every"]:
         due.append((settings["preview_every"], lambda report: preview(run, log, report)))
     return due
-
-
-def describe(run: Run) -> str:
-    """One line about the network, the data, the noise levels and the devices."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(run.state_shape.params))
-    noise = run.config["noise"]
-    return (
-        f"{run.config['model']['name']} of {parameters:,} parameters, {len(run.data.train)} "
-        f"training examples {list(run.shape)}, {len(run.sigmas)} noise levels from "
-        f"{noise['sigma_max']:g} to {noise['sigma_min']:g}, {len(run.devices)} x "
-        f"{run.devices[0].device_kind}"
-    )
 
 
 def _stopped(step: int, num_steps: int) -> str:
@@ -254,7 +241,7 @@ def naming_optimizer(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into a request, which `fit` asks for between its calls."""
+    """Turns SIGTERM and the first Ctrl-C into a request that `fit` reads between its calls."""
     asked = []
 
     def ask(number, frame):

@@ -1,8 +1,9 @@
 """The folder of a run: how its files are written, read and named.
 
-config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png  preview.png
-events.out.*  evaluation.json  inpainting.npz  inpainting.png  interpolation.npz  interpolation.png
-figure1.png  figure2.png  figure3.png  neighbors.png  mixing.png  sampler.zip
+config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
+preview.png  events.out.*  evaluation.json  inpainting.npz  inpainting.png
+interpolation.npz  interpolation.png  figure1.png  figure2.png  figure3.png
+neighbors.png  mixing.png  sampler.zip
 """
 
 import contextlib
@@ -21,7 +22,7 @@ _unfinished: set[Path] = set()
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved there if the block succeeds and removed if it fails."""
+    """A temporary path beside `path`, moved there if the block succeeds, removed if it fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     _unfinished.add(temporary)
@@ -101,8 +102,8 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
         try_to_write(existing)
     except OSError as error:
         raise OSError(
-            f"--workdir={folder} cannot be written ({error.strerror}): make it writable, or choose "
-            "another --workdir"
+            f"--workdir={folder} cannot be written ({error.strerror}): make it writable, or "
+            "choose another --workdir"
         ) from error
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
@@ -164,7 +165,7 @@ def output_name(folder: Path, default: str, name: str | None, settings: Mapping[
 
 def _check_stem(name: str) -> None:
     """Raises a ValueError for a name that is not a plain file stem."""
-    plain = name == Path(name).name and not name.startswith(".") and "\0" not in name
+    plain = name and name == Path(name).name and not name.startswith(".") and "\0" not in name
     if not plain or Path(name).suffix in (".npz", ".png", ".webp"):
         raise ValueError(f"--name={name} must be a file name without folder and suffix")
 
@@ -177,11 +178,17 @@ def _difference(path: Path, settings: Mapping[str, Any]) -> str:
         return ""
     try:
         with np.load(path, allow_pickle=False) as file:
-            stored = json.loads(str(file["settings"])) if "settings" in file.files else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            text = str(file["settings"]) if "settings" in file.files else ""
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
         return ""  # The file is damaged.
+    try:
+        stored = json.loads(text)
+    except ValueError:
+        stored = None
     if not isinstance(stored, dict):
         return f"{path} does not say with which settings it was made"
+
+    # Name the first setting that differs.
     wanted = json.loads(json.dumps(settings))
     for setting in dict.fromkeys([*wanted, *stored]):
         if stored.get(setting) != wanted.get(setting):

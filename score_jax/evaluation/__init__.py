@@ -1,1 +1,1 @@
-"""How good a score network is."""
+"""Evaluation of score networks."""

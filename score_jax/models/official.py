@@ -1,16 +1,18 @@
 """Official PyTorch checkpoints <-> networks and parameters of this package.
 
-Names follow the official state dict with the dots before a number turned into underscores: `res1.0.conv1.weight` [out, in, kh, kw]
-is `params["res1_0"]["conv1"]["kernel"]` [kh, kw, in, out]. Numbers move, but do not change.
+Names follow the official state dict, with underscores for the dots before numbers:
+`res1.0.conv1.weight` [out, in, kh, kw] is `params["res1_0"]["conv1"]["kernel"]` [kh, kw, in, out].
+Arrays are transposed; their values do not change.
 """
 
+import os
 import pickle
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,12 +27,12 @@ State = Mapping[str, np.ndarray]
 
 
 class Official(NamedTuple):
-    """What an official checkpoint file holds.
+    """Content of an official checkpoint file.
 
     Attributes:
         state: The state dict, without the `module.` prefix.
-        ema_state: The same with averaged parameters, if there are any; `state` otherwise.
-        step: Training steps taken; 0 if the file does not say.
+        ema_state: The state dict with averaged parameters; `state` if the file has none.
+        step: Number of training steps; 0 if the file does not contain it.
     """
 
     state: State
@@ -39,136 +41,233 @@ class Official(NamedTuple):
 
 
 def from_official(state: State) -> tuple[nn.Module, Params]:
-    """The network that an official state dict belongs to, and its parameters.
+    """Builds the network of an official state dict and its parameters.
 
-    Family (NCSN of 2019, or NCSNv2 and which variant), width, channels and noise levels are read off names and shapes.
+    The family (NCSN of 2019, or a variant of NCSNv2), the width, the channels and the noise levels
+    are inferred from names and shapes.
 
     Args:
         state: Official names, with or without the `module.` prefix, to arrays in PyTorch's layout.
+
     Returns:
-        (model, params) with `model.apply({"params": params}, x, level)` the score of x [batch, height, width, channels].
+        (model, params); `model.apply({"params": params}, x, level)` is the score of images x
+        [batch, height, width, channels]. Parameters are float32.
+
     Raises:
-        ValueError: If a name is missing or foreign, or an array has a wrong shape.
+        ValueError: If a name is missing or unknown, or an array has a wrong shape.
     """
     state = {name.removeprefix("module."): np.asarray(value) for name, value in state.items()}
+    model, channels = _network_of(state)
+    _check_names_and_shapes(state, model, channels)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), _to_params(state))
+    return model, params
+
+
+def _network_of(state: State) -> tuple[nn.Module, int]:
+    """The network of a state dict without prefix, and its number of image channels."""
     if "begin_conv.weight" not in state:
-        raise ValueError("the state dict lacks 'begin_conv.weight': it is not that of an official NCSN or NCSNv2")
-    if state["begin_conv.weight"].ndim != 4:
-        raise ValueError(f"'begin_conv.weight' is {list(state['begin_conv.weight'].shape)}, but must be [width, channels, 3, 3]")
-    width, channels = state["begin_conv.weight"].shape[:2]
+        raise ValueError(
+            "the state dict lacks 'begin_conv.weight': it must be that of an official NCSN or "
+            "NCSNv2"
+        )
+    shape = state["begin_conv.weight"].shape
+    if len(shape) != 4:
+        raise ValueError(
+            f"'begin_conv.weight' is {list(shape)}, but must be [width, channels, 3, 3]"
+        )
+    width, channels = shape[:2]
     if "normalizer.embed.weight" in state:
-        model = NCSN(num_levels=len(state["normalizer.embed.weight"]), width=width)
-    elif "sigmas" in state:
-        variant = "deepest" if any(name.startswith("res31.") for name in state) else "standard"
-        variant = "deeper" if variant == "standard" and any(name.startswith("res5.") for name in state) else variant
-        model = NCSNv2(sigmas=tuple(state["sigmas"].ravel().tolist()), width=width, variant=variant)
-    else:
-        raise ValueError("the state dict has neither 'normalizer.embed.weight' (NCSN) nor 'sigmas' (NCSNv2): which is it of?")
-    wanted = to_official(_shapes(model, channels))
-    for name in wanted:
+        num_levels = len(state["normalizer.embed.weight"])
+        return NCSN(num_levels=num_levels, width=width), channels
+    if "sigmas" in state:
+        variant = _variant_of(state)
+        return NCSNv2(sigmas=state["sigmas"].ravel(), width=width, variant=variant), channels
+    raise ValueError(
+        "the state dict has neither 'normalizer.embed.weight' (NCSN) nor 'sigmas' (NCSNv2): it "
+        "must be that of one of the two"
+    )
+
+
+def _variant_of(state: State) -> str:
+    """The variant of NCSNv2, by the stages that only the deeper ones have."""
+    if any(name.startswith("res31.") for name in state):
+        return "deepest"
+    if any(name.startswith("res5.") for name in state):
+        return "deeper"
+    return "standard"
+
+
+def _check_names_and_shapes(state: State, model: nn.Module, channels: int) -> None:
+    kind, width = type(model).__name__, model.width
+    expected = to_official(_shapes(model, channels))
+    for name, value in expected.items():
         if name not in state:
-            raise ValueError(f"the state dict lacks {name!r}, which this {type(model).__name__} of width {width} has")
-        if state[name].shape != wanted[name].shape:
-            raise ValueError(f"{name!r} is {list(state[name].shape)}, but must be {list(wanted[name].shape)} with width {width}")
-    if surplus := [name for name in state if name not in wanted]:
-        raise ValueError(f"{surplus[0]!r} is not a parameter of {type(model).__name__} (and {len(surplus) - 1} more are not)")
-    return model, jax.tree.map(jnp.asarray, _to_params(state))
+            raise ValueError(
+                f"the state dict lacks {name!r}, which this {kind} of width {width} has"
+            )
+        if state[name].shape != value.shape:
+            raise ValueError(
+                f"{name!r} is {list(state[name].shape)}, but must be {list(value.shape)} with "
+                f"width {width}"
+            )
+    unknown = [name for name in state if name not in expected]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]!r} is not a parameter of {kind} (and {len(unknown) - 1} more are not)"
+        )
 
 
 def to_official(params: Params) -> State:
-    """The official state dict of parameters: the reverse of `from_official`, bit for bit.
+    """The official state dict of parameters: the inverse of `from_official`, bit for bit.
 
     Args:
-        params: Of an `NCSN` or `NCSNv2`.
+        params: Parameters of an `NCSN` or `NCSNv2`.
+
     Returns:
         Official names, without the `module.` prefix, to arrays in PyTorch's layout.
     """
     state = {}
     for path, value in jax.tree_util.tree_leaves_with_path(params):
         words = [entry.key for entry in path]
-        if words[-1] in ("kernel", "bias") and words[-2] in ("conv2", "shortcut") and _pools(params[words[0]]):
-            words.insert(-1, "conv")  # a pooled convolution is wrapped once more
-        leaf = {"kernel": ["weight"], "embedding": ["embed", "weight"]}.get(words[-1], words[-1:])
-        # A number after an underscore is an index: res1_0, convs_1; 1_2_conv is a name.
-        name = ".".join([*(re.sub(r"^([a-z]\w*)_(\d+)$", r"\1.\2", word) for word in words[:-1]), *leaf])
-        value = np.asarray(value) if not isinstance(value, jax.ShapeDtypeStruct) else np.empty(value.shape, value.dtype)
-        state[name] = value.transpose(3, 2, 0, 1) if words[-1] == "kernel" else value
+        if isinstance(value, jax.ShapeDtypeStruct):
+            value = np.empty(value.shape, value.dtype)
+        value = np.asarray(value)
+        if words[-1] == "kernel":
+            value = value.transpose(3, 2, 0, 1)
+        state[_official_name(words, params)] = value
     return state
 
 
-def read_official(path: str | Path) -> Official:
-    """Reads a `.pth` file of the official code of 2019 or 2020, or an `.npz` file of the arrays of a state dict.
+def _official_name(words: list[str], params: Params) -> str:
+    """The official name of the parameter at the path `words`."""
+    *modules, leaf = words
+    # A pooled convolution is wrapped in one more module.
+    is_convolution = leaf in ("kernel", "bias") and modules[-1] in ("conv2", "shortcut")
+    if is_convolution and _pools(params[modules[0]]):
+        modules.append("conv")
+    # A number after an underscore is an index (res1_0, convs_1), but 1_2_conv is a name.
+    modules = [re.sub(r"^([a-z]\w*)_(\d+)$", r"\1.\2", word) for word in modules]
+    leaf = {"kernel": "weight", "embedding": "embed.weight"}.get(leaf, leaf)
+    return ".".join([*modules, leaf])
+
+
+def read_official(path: str | os.PathLike) -> Official:
+    """Reads a checkpoint of the official code of 2019 or 2020, or the arrays of a state dict.
 
     Args:
-        path: `.pth` holds a state dict, a list [model, optimizer] or [model, optimizer, epoch, step, ema]; needs PyTorch.
+        path: A `.pth` file that holds a state dict, a list [model, optimizer] or a list
+            [model, optimizer, epoch, step, ema], which needs PyTorch; or an `.npz` file of the
+            arrays of a state dict. `~` is expanded.
+
+    Returns:
+        Arrays of the dtypes of the file; bfloat16 becomes float32.
+
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or a pickle that holds anything but tensors, or PyTorch is missing.
+        ValueError: If the file is corrupt or a pickle of anything but tensors, or if PyTorch is
+            missing.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"--checkpoint={path} is not a file: it must name an official .pth, or an .npz of its arrays")
+        raise FileNotFoundError(
+            f"path={str(path)!r} is not a file: it must name an official .pth, or an .npz of its "
+            "arrays"
+        )
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                state = _bare({name: file[name] for name in file.files}, path)
-        except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error})") from error
+        state = _load_npz(path)
         return Official(state, state, 0)
+
     content = _load_torch(path)
     parts = list(content) if isinstance(content, list | tuple) else [content]
     if not parts or not isinstance(parts[0], Mapping):
-        raise ValueError(f"{path} holds a {type(content).__name__}, but must hold a state dict or a list that begins with one")
-    state = _bare(parts[0], path)
-    ema_state = {**state, **_bare(parts[4], path)} if len(parts) > 4 and isinstance(parts[4], Mapping) else state
-    step = parts[3] if len(parts) > 3 and isinstance(parts[3], int) else 0
+        raise ValueError(
+            f"{path} holds a {type(content).__name__}, but must hold a state dict or a list that "
+            "begins with one"
+        )
+    state = _to_arrays(parts[0], path)
+
+    # The averaged parameters do not include buffers, so take these from the state dict.
+    ema_state, step = state, 0
+    if len(parts) > 4 and isinstance(parts[4], Mapping):
+        ema_state = {**state, **_to_arrays(parts[4], path)}
+    if len(parts) > 3 and isinstance(parts[3], int):
+        step = parts[3]
     return Official(state, ema_state, step)
 
 
-def _load_torch(path: Path):
+def _load_npz(path: Path) -> State:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _to_arrays({name: file[name] for name in file.files}, path)
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error})") from error
+
+
+def _load_torch(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"reading {path} needs PyTorch, which is not installed: pip install -e '.[torch]'") from error
+        raise ValueError(
+            f"reading {path} needs PyTorch, which is not installed: pip install torch"
+        ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} is refused: it is damaged, or a pickle that holds more than tensors and numbers, which could run any code"
+            f"{path} is refused: it is corrupt, or a pickle of more than tensors and numbers, "
+            "which could run any code"
         ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a PyTorch checkpoint, it may be truncated ({error})") from error
+        raise ValueError(
+            f"{path} cannot be read as a PyTorch checkpoint, it may be truncated ({error})"
+        ) from error
 
 
-def _bare(tensors: Mapping, path: Path) -> State:
-    """Tensors as numpy arrays, by their names without prefix."""
+def _to_arrays(tensors: Mapping, path: Path) -> State:
+    """Tensors or arrays as numpy arrays, by their names without the `module.` prefix."""
     state = {}
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
-            raise ValueError(f"{path}: {name!r} is a {type(value).__name__}, but a state dict maps names to tensors")
-        state[name.removeprefix("module.")] = np.asarray(value)
+            raise ValueError(
+                f"{path}: {name!r} is a {type(value).__name__}, but a state dict maps names to "
+                "tensors"
+            )
+        state[name.removeprefix("module.")] = _to_array(value)
     return state
 
 
+def _to_array(value: Any) -> np.ndarray:
+    # Numpy takes neither tensors that require a gradient nor bfloat16.
+    if hasattr(value, "detach"):
+        value = value.detach()
+    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
+        value = value.float()
+    return np.asarray(value)
+
+
 def _to_params(state: State) -> Params:
+    """The tree of parameters of a state dict without prefix."""
     params: dict = {}
     for name, value in state.items():
-        words = re.sub(r"\.embed\.weight$", ".embedding", name)
-        words = re.sub(r"\.conv\.(weight|bias)$", r".\1", words)
-        *path, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", words).split(".")
+        name = re.sub(r"\.embed\.weight$", ".embedding", name)
+        # The wrapper of a pooled convolution has no counterpart here.
+        name = re.sub(r"\.conv\.(weight|bias)$", r".\1", name)
+        *modules, leaf = re.sub(r"\.(\d+)(?=\.)", r"_\1", name).split(".")
+        if leaf == "weight":
+            leaf, value = "kernel", value.transpose(2, 3, 1, 0)
         node = params
-        for word in path:
-            node = node.setdefault(word, {})
-        node["kernel" if leaf == "weight" else leaf] = value.transpose(2, 3, 1, 0) if leaf == "weight" else value
+        for module in modules:
+            node = node.setdefault(module, {})
+        node[leaf] = value
     return params
 
 
 def _shapes(model: nn.Module, channels: int) -> Params:
-    # No parameter depends on the size of the image; 32 halves as often as any variant wants.
-    shape = (1, 32, 32, channels)
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape), jnp.zeros(1, jnp.int32))["params"]
+    # No parameter depends on the size of the image; 32 can be halved as often as any variant does.
+    x = jnp.zeros((1, 32, 32, channels))
+    return jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1, jnp.int32))["params"]
 
 
 def _pools(block: Mapping) -> bool:
-    """Whether a residual block halves the resolution: then its shortcut is a 1x1 convolution."""
+    """True for a residual block that halves the resolution: its shortcut is a 1x1 convolution."""
     return "shortcut" in block and block["shortcut"]["kernel"].shape[0] == 1
