@@ -1,7 +1,8 @@
-"""The networks of the benchmarks in PyTorch: what score_jax is compared with.
+"""The networks of the benchmarks in PyTorch, the baseline of score_jax.
 
-Written the way one writes PyTorch: modules, channels first, eager. `NCSN` takes the official state dict; the other two networks take
-the parameters of their counterparts in score_jax. benchmarks/speed.py checks all of them equal before it measures.
+Ordinary PyTorch: modules, channels first, eager. `NCSN` loads the official state dict; the other
+two networks load the parameters of their counterparts in score_jax. benchmarks/speed.py checks
+that all of them give the same scores before it measures.
 """
 
 import itertools
@@ -13,8 +14,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 
-def conv3x3(features: int, out: int, size: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(features, out, size, padding=dilation * (size // 2), dilation=dilation, bias=bias)
+def same_conv(
+    features: int, out: int, size: int = 3, dilation: int = 1, bias: bool = True
+) -> nn.Conv2d:
+    padding = dilation * (size // 2)
+    return nn.Conv2d(features, out, size, padding=padding, dilation=dilation, bias=bias)
 
 
 class ConditionalInstanceNormPlus(nn.Module):
@@ -33,23 +37,30 @@ class ConditionalInstanceNormPlus(nn.Module):
 class ConvMeanPool(nn.Module):
     def __init__(self, features: int, out: int, size: int):
         super().__init__()
-        self.conv = conv3x3(features, out, size)
+        self.conv = same_conv(features, out, size)
 
     def forward(self, h):
         return F.avg_pool2d(self.conv(h), 2)
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, features: int, out: int, num_levels: int, down: bool = False, dilation: int = 1):
+    def __init__(
+        self, features: int, out: int, num_levels: int, down: bool = False, dilation: int = 1
+    ):
         super().__init__()
-        middle, pool = features if down else out, down and dilation == 1
+        middle = features if down else out
+        pool = down and dilation == 1
         self.normalize1 = ConditionalInstanceNormPlus(features, num_levels)
-        self.conv1 = conv3x3(features, middle, dilation=dilation)
+        self.conv1 = same_conv(features, middle, dilation=dilation)
         self.normalize2 = ConditionalInstanceNormPlus(middle, num_levels)
-        self.conv2 = ConvMeanPool(middle, out, 3) if pool else conv3x3(middle, out, dilation=dilation)
         self.shortcut = nn.Identity()
-        if down or features != out:
-            self.shortcut = ConvMeanPool(features, out, 1) if pool else conv3x3(features, out, dilation=dilation)
+        if pool:
+            self.conv2 = ConvMeanPool(middle, out, 3)
+            self.shortcut = ConvMeanPool(features, out, 1)
+        else:
+            self.conv2 = same_conv(middle, out, dilation=dilation)
+            if down or features != out:
+                self.shortcut = same_conv(features, out, dilation=dilation)
 
     def forward(self, h, level):
         y = self.conv1(F.elu(self.normalize1(h, level)))
@@ -60,16 +71,21 @@ class ResidualBlock(nn.Module):
 class ResidualConvUnits(nn.Module):
     def __init__(self, features: int, num_blocks: int, num_levels: int):
         super().__init__()
-        self.names = [[f"{block}_{stage}" for stage in (1, 2)] for block in range(1, num_blocks + 1)]
-        for name in [name for block in self.names for name in block]:
-            self.add_module(f"{name}_norm", ConditionalInstanceNormPlus(features, num_levels))
-            self.add_module(f"{name}_conv", conv3x3(features, features, bias=False))
+        self.num_blocks = num_blocks
+        for block in range(1, num_blocks + 1):
+            for stage in (1, 2):
+                norm = ConditionalInstanceNormPlus(features, num_levels)
+                self.add_module(f"{block}_{stage}_norm", norm)
+                conv = same_conv(features, features, bias=False)
+                self.add_module(f"{block}_{stage}_conv", conv)
 
     def forward(self, h, level):
-        for block in self.names:
+        for block in range(1, self.num_blocks + 1):
             residual = h
-            for name in block:
-                h = getattr(self, f"{name}_conv")(F.elu(getattr(self, f"{name}_norm")(h, level)))
+            for stage in (1, 2):
+                norm = getattr(self, f"{block}_{stage}_norm")
+                conv = getattr(self, f"{block}_{stage}_conv")
+                h = conv(F.elu(norm(h, level)))
             h = h + residual
         return h
 
@@ -77,19 +93,26 @@ class ResidualConvUnits(nn.Module):
 class MultiScaleFusion(nn.Module):
     def __init__(self, features: list[int], out: int, num_levels: int):
         super().__init__()
-        self.convs = nn.ModuleList(conv3x3(own, out) for own in features)
-        self.norms = nn.ModuleList(ConditionalInstanceNormPlus(own, num_levels) for own in features)
+        self.convs = nn.ModuleList(same_conv(own, out) for own in features)
+        self.norms = nn.ModuleList(
+            ConditionalInstanceNormPlus(own, num_levels) for own in features
+        )
 
     def forward(self, maps, level, size):
-        maps = [conv(norm(h, level)) for h, conv, norm in zip(maps, self.convs, self.norms)]
-        return sum(F.interpolate(h, size=size, mode="bilinear", align_corners=True) for h in maps)
+        total = 0
+        for h, conv, norm in zip(maps, self.convs, self.norms):
+            h = conv(norm(h, level))
+            total = total + F.interpolate(h, size=size, mode="bilinear", align_corners=True)
+        return total
 
 
 class ChainedResidualPooling(nn.Module):
     def __init__(self, features: int, num_levels: int):
         super().__init__()
-        self.convs = nn.ModuleList(conv3x3(features, features, bias=False) for _ in range(2))
-        self.norms = nn.ModuleList(ConditionalInstanceNormPlus(features, num_levels) for _ in range(2))
+        self.convs = nn.ModuleList(same_conv(features, features, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(
+            ConditionalInstanceNormPlus(features, num_levels) for _ in range(2)
+        )
 
     def forward(self, h, level):
         h = path = F.elu(h)
@@ -115,41 +138,50 @@ class RefineBlock(nn.Module):
 
 
 class NCSN(nn.Module):
-    """The conditional RefineNet of Song & Ermon (2019), under the official names."""
+    """The conditional RefineNet of Song & Ermon (2019), with the official names."""
 
     def __init__(self, width: int, channels: int, num_levels: int = 10):
         super().__init__()
         n, levels = width, num_levels
-        self.begin_conv = conv3x3(channels, n)
-        for stage, (features, out, down, dilation) in enumerate(
-            [(n, n, False, 1), (n, 2 * n, True, 1), (2 * n, 2 * n, True, 2), (2 * n, 2 * n, True, 4)], 1
-        ):
-            first = ResidualBlock(features, out, levels, down, dilation)
-            self.add_module(f"res{stage}", nn.ModuleList([first, ResidualBlock(out, out, levels, dilation=dilation)]))
+        self.begin_conv = same_conv(channels, n)
+        self.res1 = self._stage(n, n, levels)
+        self.res2 = self._stage(n, 2 * n, levels, down=True)
+        self.res3 = self._stage(2 * n, 2 * n, levels, down=True, dilation=2)
+        self.res4 = self._stage(2 * n, 2 * n, levels, down=True, dilation=4)
         self.refine1 = RefineBlock([2 * n], 2 * n, levels)
         self.refine2 = RefineBlock([2 * n, 2 * n], 2 * n, levels)
         self.refine3 = RefineBlock([2 * n, 2 * n], n, levels)
         self.refine4 = RefineBlock([n, n], n, levels, last=True)
         self.normalizer = ConditionalInstanceNormPlus(n, levels)
-        self.end_conv = conv3x3(n, channels)
+        self.end_conv = same_conv(n, channels)
+
+    @staticmethod
+    def _stage(features: int, out: int, num_levels: int, down: bool = False, dilation: int = 1):
+        first = ResidualBlock(features, out, num_levels, down, dilation)
+        second = ResidualBlock(out, out, num_levels, dilation=dilation)
+        return nn.ModuleList([first, second])
 
     def forward(self, x, level):
-        h, maps = self.begin_conv(2 * x - 1), []
+        h = self.begin_conv(2 * x - 1)
+        maps = []
         for stage in (self.res1, self.res2, self.res3, self.res4):
             for block in stage:
                 h = block(h, level)
             maps.append(h)
         h = self.refine1([maps[3]], level)
-        for refine, own in ((self.refine2, maps[2]), (self.refine3, maps[1]), (self.refine4, maps[0])):
-            h = refine([own, h], level)
+        h = self.refine2([maps[2], h], level)
+        h = self.refine3([maps[1], h], level)
+        h = self.refine4([maps[0], h], level)
         return self.end_conv(F.elu(self.normalizer(h, level)))
 
 
 class Block(nn.Module):
     def __init__(self, features: int, out: int, condition: int, groups: int):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, features, eps=1e-6), conv3x3(features, out)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, out, eps=1e-6, affine=False), conv3x3(out, out)
+        self.norm1 = nn.GroupNorm(groups, features, eps=1e-6)
+        self.conv1 = same_conv(features, out)
+        self.norm2 = nn.GroupNorm(groups, out, eps=1e-6, affine=False)
+        self.conv2 = same_conv(out, out)
         self.modulation = nn.Linear(condition, 2 * out)
         self.shortcut = nn.Identity() if features == out else nn.Conv2d(features, out, 1)
 
@@ -163,12 +195,15 @@ class Block(nn.Module):
 class SelfAttention(nn.Module):
     def __init__(self, features: int, heads: int, groups: int):
         super().__init__()
-        self.heads, self.norm = heads, nn.GroupNorm(groups, features, eps=1e-6)
-        self.qkv, self.out = nn.Conv2d(features, 3 * features, 1), nn.Conv2d(features, features, 1)
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, features, eps=1e-6)
+        self.qkv = nn.Conv2d(features, 3 * features, 1)
+        self.out = nn.Conv2d(features, features, 1)
 
     def forward(self, h):
         batch, features, height, width = h.shape
-        qkv = self.qkv(self.norm(h)).reshape(batch, 3, self.heads, features // self.heads, height * width)
+        depth = features // self.heads
+        qkv = self.qkv(self.norm(h)).reshape(batch, 3, self.heads, depth, height * width)
         q, k, v = (part.mT for part in qkv.unbind(1))
         return h + self.out(F.scaled_dot_product_attention(q, k, v).mT.reshape(h.shape))
 
@@ -176,26 +211,45 @@ class SelfAttention(nn.Module):
 class UNet(nn.Module):
     """The counterpart of score_jax.models.unet."""
 
-    def __init__(self, sigmas, size: int, width: int, heads: int, groups: int, data_mean: float, data_std: float, num_classes: int):
+    def __init__(
+        self,
+        sigmas,
+        size: int,
+        width: int,
+        heads: int,
+        groups: int,
+        data_mean: float,
+        data_std: float,
+        num_classes: int,
+    ):
         super().__init__()
+        frequencies = torch.logspace(math.log10(0.25), math.log10(4.0), 8)
         self.register_buffer("sigmas", torch.tensor(sigmas, dtype=torch.float32))
-        self.register_buffer("frequencies", torch.logspace(math.log10(0.25), math.log10(4.0), 8))
-        self.data_mean, self.data_std, condition = data_mean, data_std, 4 * width
-        self.dense, self.embed = nn.Linear(16, condition), nn.Embedding(num_classes + 1, condition)
-        self.begin, self.position = conv3x3(1, width), nn.Parameter(torch.zeros(width, size, size))
+        self.register_buffer("frequencies", frequencies)
+        self.data_mean, self.data_std = data_mean, data_std
+        condition = 4 * width
+        self.dense = nn.Linear(16, condition)
+        self.embed = nn.Embedding(num_classes + 1, condition)
+        self.begin = same_conv(1, width)
+        self.position = nn.Parameter(torch.zeros(width, size, size))
         self.down_block = Block(width, width, condition, groups)
         self.down = nn.Conv2d(width, 2 * width, 2, stride=2)
-        self.blocks = nn.ModuleList(Block(2 * width, 2 * width, condition, groups) for _ in range(2))
-        self.attentions = nn.ModuleList(SelfAttention(2 * width, heads, groups) for _ in range(2))
+        self.blocks = nn.ModuleList()
+        self.attentions = nn.ModuleList()
+        for _ in range(2):
+            self.blocks.append(Block(2 * width, 2 * width, condition, groups))
+            self.attentions.append(SelfAttention(2 * width, heads, groups))
         self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
         self.up_block = Block(2 * width, width, condition, groups)
-        self.norm, self.end = nn.GroupNorm(groups, width, eps=1e-6), conv3x3(width, 1)
+        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.end = same_conv(width, 1)
 
     def forward(self, x, level, label):
         sigma = self.sigmas[level][:, None, None, None]
         total = torch.sqrt(sigma**2 + self.data_std**2)
         angle = torch.log(sigma[:, :, 0, 0]) * self.frequencies
-        condition = F.silu(self.dense(torch.cat([angle.sin(), angle.cos()], dim=1)) + self.embed(label))
+        condition = self.dense(torch.cat([angle.sin(), angle.cos()], dim=1)) + self.embed(label)
+        condition = F.silu(condition)
         h = self.begin((x - self.data_mean) / total) + self.position
         skip = h = self.down_block(h, condition)
         h = self.down(h)
@@ -205,30 +259,34 @@ class UNet(nn.Module):
         f = self.end(F.silu(self.norm(h)))
         return self.data_std / (total * sigma) * f - (x - self.data_mean) / total**2
 
+    @torch.no_grad()
     def load(self, params) -> None:
-        """Takes the parameters of a score_jax U-Net."""
-        dense, up = params["Dense_0"], params["Dense_1"]
-        width = up["kernel"].shape[1] // 4
-        pairs = [(self.dense, dense), (self.begin, params["Conv_0"]), (self.down, params["Conv_1"]), (self.end, params["Conv_2"])]
-        pairs.append((self.norm, params["GroupNorm_0"]))
-        for block, name in zip([self.down_block, *self.blocks, self.up_block], range(4)):
-            own = params[f"Block_{name}"]
-            pairs += [(block.norm1, own["GroupNorm_0"]), (block.conv1, own["Conv_0"]), (block.conv2, own["Conv_1"])]
-            pairs.append((block.modulation, own["Dense_0"]))
-            if "Dense_1" in own:
-                pairs.append((block.shortcut, own["Dense_1"]))
-        for attention, name in zip(self.attentions, range(2)):
-            own = params[f"SelfAttention_{name}"]
-            pairs += [(attention.norm, own["GroupNorm_0"]), (attention.qkv, own["Dense_0"]), (attention.out, own["Dense_1"])]
-        with torch.no_grad():
-            for module, values in pairs:
-                _load(module, values)
-            self.embed.weight.copy_(_tensor(params["Embed_0"]["embedding"]))
-            self.position.copy_(_tensor(params["position"]).permute(2, 0, 1))
-            self.up.weight.copy_(_tensor(up["kernel"]).reshape(2 * width, 2, 2, width).permute(0, 3, 1, 2))
-            bias = _tensor(up["bias"]).reshape(2, 2, width)
-            assert torch.equal(bias, bias[:1, :1].expand_as(bias)), "a transposed convolution has one bias for the four pixels"
-            self.up.bias.copy_(bias[0, 0])
+        """Copies the parameters of a score_jax U-Net."""
+        _load(self.dense, params["Dense_0"])
+        _load(self.begin, params["Conv_0"])
+        _load(self.down, params["Conv_1"])
+        _load(self.end, params["Conv_2"])
+        _load(self.norm, params["GroupNorm_0"])
+        self.embed.weight.copy_(_tensor(params["Embed_0"]["embedding"]))
+        self.position.copy_(_tensor(params["position"]).permute(2, 0, 1))
+        for i, block in enumerate([self.down_block, *self.blocks, self.up_block]):
+            _load_block(block, params[f"Block_{i}"])
+        for i, attention in enumerate(self.attentions):
+            own = params[f"SelfAttention_{i}"]
+            _load(attention.norm, own["GroupNorm_0"])
+            _load(attention.qkv, own["Dense_0"])
+            _load(attention.out, own["Dense_1"])
+        self._load_up(params["Dense_1"])
+
+    def _load_up(self, values) -> None:
+        """Copies the dense layer whose outputs are the 2x2 pixels of each pixel."""
+        features, width = self.up.weight.shape[:2]
+        kernel = _tensor(values["kernel"]).reshape(features, 2, 2, width)
+        self.up.weight.copy_(kernel.permute(0, 3, 1, 2))
+        bias = _tensor(values["bias"]).reshape(2, 2, width)
+        if not torch.equal(bias, bias[:1, :1].expand_as(bias)):
+            raise ValueError("a transposed convolution needs one bias for the four pixels")
+        self.up.bias.copy_(bias[0, 0])
 
 
 class MLP(nn.Module):
@@ -248,21 +306,33 @@ class MLP(nn.Module):
             h = F.softplus(layer(h))
         return self.layers[-1](h) / (total * sigma) - x / total**2
 
+    @torch.no_grad()
     def load(self, params) -> None:
-        """Takes the parameters of a score_jax MLP."""
-        with torch.no_grad():
-            for i, layer in enumerate(self.layers):
-                _load(layer, params[f"Dense_{i}"])
+        """Copies the parameters of a score_jax MLP."""
+        for i, layer in enumerate(self.layers):
+            _load(layer, params[f"Dense_{i}"])
 
 
 def _tensor(array) -> torch.Tensor:
     return torch.tensor(np.asarray(array))
 
 
+def _load_block(block: Block, values) -> None:
+    _load(block.norm1, values["GroupNorm_0"])
+    _load(block.conv1, values["Conv_0"])
+    _load(block.conv2, values["Conv_1"])
+    _load(block.modulation, values["Dense_0"])
+    if "Dense_1" in values:
+        _load(block.shortcut, values["Dense_1"])
+
+
 def _load(module: nn.Module, values) -> None:
     weight = _tensor(values["kernel"] if "kernel" in values else values["scale"])
     if isinstance(module, nn.Conv2d):
-        weight = weight.reshape(*((1, 1) if weight.ndim == 2 else ()), *weight.shape).permute(3, 2, 0, 1)
+        # A dense layer is a 1x1 convolution.
+        if weight.ndim == 2:
+            weight = weight[None, None]
+        weight = weight.permute(3, 2, 0, 1)
     elif isinstance(module, nn.Linear):
         weight = weight.T
     module.weight.copy_(weight)

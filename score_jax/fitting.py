@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.checkpoint import Checkpoints
-from score_jax.data.dataset import Dataset, batch_index, in_memory
+from score_jax.data.dataset import batch_index
+from score_jax.data.examples import Examples, placed, splits_of
 from score_jax.data.stream import prefetch
 from score_jax.devices import (
     AXIS,
@@ -59,17 +60,6 @@ class Report(NamedTuple):
     steps_per_second: float
     compile_seconds: float
     train_seconds: float
-
-
-class Examples(NamedTuple):
-    """One split of a data set: stored examples and, for a conditional network, their labels."""
-
-    x: Any
-    label: np.ndarray | None
-
-    def arrays(self) -> tuple[Any, ...]:
-        """The arrays that a batch is taken from."""
-        return (self.x,) if self.label is None else (self.x, self.label)
 
 
 def fit(
@@ -144,14 +134,15 @@ def fit(
         OSError: If `workdir` cannot be written.
     """
     devices = tuple(devices or jax.local_devices())
-    train, held_out = _splits(x, label, held_out, held_out_label)
+    train, held_out = splits_of(x, label, held_out, held_out_label)
     intervals = {
         "log_every": log_every,
         "eval_every": eval_every,
         "checkpoint_every": checkpoint_every,
         **{f"callbacks[{i}]": every for i, (every, _) in enumerate(callbacks)},
     }
-    _check_counts(
+    _check_numbers(
+        seed,
         num_steps=num_steps,
         batch_size=batch_size,
         steps_per_call=steps_per_call,
@@ -159,7 +150,6 @@ def fit(
         keep_checkpoints=keep_checkpoints,
         **intervals,
     )
-    _check_splits(train, held_out, seed)
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
@@ -176,7 +166,7 @@ def fit(
         announce(f"continues from the checkpoint of step {first}", progress)
 
     # Compile the training step and the held-out loss.
-    train, held_out, resident = _placed(train, held_out, device_megabytes)
+    train, held_out, resident = placed(train, held_out, device_megabytes)
     source = feed(train.arrays(), devices, resident)
     state = replicate(state, devices)
     kind = f"{len(devices)} x {devices[0].device_kind}"
@@ -284,73 +274,13 @@ def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -
     return jax.jit(trainer.model.init)(run_keys(seed)["init"], *arguments)
 
 
-def _splits(x, label, held_out, held_out_label) -> tuple[Examples, Examples | None]:
-    """The training and the held-out examples."""
-    if isinstance(x, Dataset):
-        if label is not None or held_out is not None or held_out_label is not None:
-            raise ValueError(
-                "x is a Dataset, which brings its own labels and held-out examples: leave out "
-                "label, held_out and held_out_label"
-            )
-        train = Examples(x.train, x.train_labels)
-        return train, Examples(x.held_out, x.held_out_labels)
-    train = Examples(_as_examples(x), None if label is None else np.asarray(label))
-    if held_out is None:
-        return train, None
-    held_label = None if held_out_label is None else np.asarray(held_out_label)
-    return train, Examples(_as_examples(held_out), held_label)
-
-
-def _as_examples(x: Any) -> Any:
-    """Examples with `shape`, `dtype`, `nbytes` and indexing: lazy images, or a numpy array."""
-    return x if hasattr(x, "nbytes") and not isinstance(x, jax.Array) else np.asarray(x)
-
-
-def _check_counts(**counts: int) -> None:
-    """Raises a ValueError for counts and intervals that are not positive whole numbers."""
+def _check_numbers(seed: int, **counts: int) -> None:
+    """Raises a ValueError for a seed out of range, or counts that are not positive."""
     for name, value in counts.items():
         if isinstance(value, bool) or int(value) != value or value < 1:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
-
-
-def _check_splits(train: Examples, held_out: Examples | None, seed: int) -> None:
-    """Raises a ValueError for examples that do not fit each other, or a seed out of range."""
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
-    for name, split in (("x", train), ("held_out", held_out)):
-        if split is not None:
-            _check_examples(name, split)
-    if held_out is not None:
-        if held_out.x.shape[1:] != train.x.shape[1:]:
-            raise ValueError(
-                f"held_out has examples of shape {list(held_out.x.shape[1:])}, but those of x are "
-                f"{list(train.x.shape[1:])}"
-            )
-        if (held_out.label is None) != (train.label is None):
-            raise ValueError("give label and held_out_label both, or neither")
-
-
-def _check_examples(name: str, split: Examples) -> None:
-    x, label = split
-    if np.issubdtype(x.dtype, np.complexfloating):
-        raise ValueError(
-            f"{name} is {x.dtype}, but a score is defined for real data: give the real and the "
-            "imaginary part as two channels"
-        )
-    if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name} is {x.dtype}, but must be floating-point, or uint8 for pixels")
-    if len(x.shape) < 2 or 0 in x.shape:
-        raise ValueError(
-            f"{name} has shape {list(x.shape)}, but must be [examples, ...] and not empty"
-        )
-    if label is not None and (label.shape != x.shape[:1] or label.dtype.kind not in "iu"):
-        raise ValueError(
-            f"the labels of {name} are {label.dtype} {list(label.shape)}, but must be integers "
-            f"[{x.shape[0]}]"
-        )
-    if isinstance(x, np.ndarray) and x.dtype != np.uint8 and not np.isfinite(x).all():
-        bad = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(axis=1)))
-        raise ValueError(f"{name} is not finite in example {bad}: replace or remove such examples")
 
 
 def _facts(trainer: Trainer, train: Examples, seed: int, batch_size: int) -> dict[str, Any]:
@@ -394,17 +324,6 @@ def _check_same_run(checkpoints: Checkpoints, step: int, facts: dict[str, Any]) 
                 f"the checkpoints in {checkpoints.folder} belong to another run: {name} is "
                 f"{stored[name]} there and {value} here; choose another workdir"
             )
-
-
-def _placed(train, held_out, device_megabytes: int):
-    """The splits, decoded if every device may hold them, and whether it may."""
-    splits = [split for split in (train, held_out) if split is not None]
-    resident = sum(split.x.nbytes for split in splits) <= device_megabytes * 1_000_000
-    if resident:
-        train = train._replace(x=in_memory(train.x))
-        if held_out is not None:
-            held_out = held_out._replace(x=in_memory(held_out.x))
-    return train, held_out, resident
 
 
 def _batches(

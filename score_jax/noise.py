@@ -219,7 +219,12 @@ def sigma_of(level: Levels, sigmas: Sigmas, x: Batch) -> Array:
 
 
 def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> Batch:
-    """`x + sigma * noise` with each example's own level, [batch, *shape], in the dtype of `x`."""
+    """`x + sigma * noise` with each example's own level, [batch, *shape], in the dtype of `x`.
+
+    Raises:
+        ValueError: If a concrete level is out of range.
+    """
+    level = check_level(level, len(sigmas))
     return (x + sigma_of(level, sigmas, x) * noise).astype(x.dtype)
 
 

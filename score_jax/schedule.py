@@ -42,10 +42,12 @@ def largest_distance(x: np.ndarray, block_size: int = 2048) -> Distance:
         distance of another pair may be larger by a rounding error.
 
     Raises:
-        ValueError: If there are fewer than two examples.
+        ValueError: If there are fewer than two examples, or block_size is less than 1.
     """
     if len(x) < 2:
         raise ValueError(f"a distance needs two or more examples, got {len(x)}")
+    if block_size < 1:
+        raise ValueError(f"block_size={block_size} must be at least 1")
     starts = range(0, len(x), block_size)
     best = Distance(-1.0, 0, 1)
     for start in starts:

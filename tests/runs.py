@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -159,18 +158,22 @@ def environment():
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
-_finished: list[Path] = []
+_finished: dict[str, Path] = {}
 
 
 def finished_run(tmp_path_factory):
     """A copy of a run from beginning to end, which is trained once for all tests."""
-    if not _finished:
-        folder = tmp_path_factory.mktemp("trained") / "run"
-        train(folder, small(training__preview_every=30))
-        _finished.append(folder)
-    return Path(shutil.copytree(_finished[0], tmp_path_factory.mktemp("finished") / "run"))
+    config = small(training__preview_every=30)
+    return _copy_of("unet", config, tmp_path_factory)
 
 
-def printed_commands(text):
-    """The commands that a mode printed, without the program's name."""
-    return re.findall(r"score-jax (.*?)(?=   |$)", text, re.MULTILINE)
+def finished_perceptron(tmp_path_factory):
+    """The same with an unconditional perceptron."""
+    return _copy_of("mlp", perceptron(), tmp_path_factory)
+
+
+def _copy_of(name, config, tmp_path_factory):
+    if name not in _finished:
+        _finished[name] = tmp_path_factory.mktemp("trained") / "run"
+        train(_finished[name], config)
+    return Path(shutil.copytree(_finished[name], tmp_path_factory.mktemp("finished") / "run"))

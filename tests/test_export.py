@@ -86,7 +86,7 @@ def test_each_image_is_a_function_of_seed_number_and_class(exported):
         ((-1, 3), r"seed=-1 must be in \[0, 2\*\*32\)"),
         ((0, 0), "number=0 must be at least 1"),
         ((0, 3, 11), "must be one or 3 whole numbers from 0 to 9, or 10 for all classes, got 11"),
-        ((0, 3, [1, 2]), r"must be one or 3 whole numbers, .* got \[1 2\]"),
+        ((0, 3, [1, 2]), r"must be one or 3 whole numbers .* got \[1 2\]"),
         ((0, 3, np.full(3, 1.5)), r"got \[1.5 1.5 1.5\]"),
     ):
         with pytest.raises(ValueError, match=sentence):

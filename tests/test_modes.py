@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from runs import (
+    changed,
     final_state,
+    finished_perceptron,
     finished_run,
     load,
     make_command,
@@ -19,7 +21,6 @@ from runs import (
     run_mode,
     samples,
     saved_config,
-    small,
     train,
     tree,
 )
@@ -34,6 +35,12 @@ from score_jax.data import sources
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return finished_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run of an unconditional perceptron, which compiles faster."""
+    return finished_perceptron(tmp_path_factory)
 
 
 @pytest.fixture
@@ -198,6 +205,7 @@ def test_figures_of_a_trained_network(finished, command, monkeypatch):
         figures, "train_briefly", lambda *arguments, num_steps: whole(*arguments, num_steps=20)
     )
     monkeypatch.setattr(figures, "NUM_CHAINS", 1280)
+    monkeypatch.setattr(figures, "MIXING_STEPS", 10)
     code, _ = command(f"--workdir={finished}", "--mode=figures", "--number=4")
     assert code == 0
     for name in ("figure1.png", "figure2.png", "figure3.png", "neighbors.png", "mixing.png"):
@@ -298,6 +306,24 @@ def test_a_config_for_images_has_their_mean_and_their_classes(command, tmp_path)
     assert not config["data"]["labels"]
 
 
+def test_photos_of_several_sizes_are_resized(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        pixels = rng.integers(0, 256, (34 + 2 * i, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if i == 3 else "RGB").save(tmp_path / f"{i}.png")
+    config = load_config("digits")
+    config["data"].update(source="folder", path=str(tmp_path))
+    file = tmp_path / "mine.py"
+    assert run_mode(make_command(tmp_path / "none", "schedule", config, write=str(file)))
+    shown = capsys.readouterr().out
+    assert "images are resized to 32x32; --config.data.size chooses another size" in shown
+    assert "9 images to train on, 1 held out" in shown
+    written = load_config(str(file))
+    assert (written["data"]["size"], written["data"]["channels"]) == (32, 3)
+    assert not written["data"]["labels"]
+    assert written["noise"]["num_levels"] > 50
+
+
 def test_a_config_file_is_never_overwritten(command, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("precious")
@@ -314,11 +340,11 @@ def test_a_config_file_is_never_overwritten(command, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["consistent", "langevin"])
-def test_every_sampler_samples(method, finished, command):
+def test_every_sampler_samples(method, plain, command):
     more = [f"--config.sampling.method={method}", "--config.sampling.step_size=none"]
-    run = [f"--workdir={finished}", "--mode=sample"]
+    run = [f"--workdir={plain}", "--mode=sample"]
     assert command(*run, *more, f"--name={method}") == (0, "")
-    assert samples(finished, method)["samples"].shape == (24, 8, 8, 1)
+    assert samples(plain, method)["samples"].shape == (24, 8, 8, 1)
     tiny = "--config.sampling.step_size=1e-7"
     code, shown = command(*run, *more, tiny, f"--name={method}_tiny")
     if method == "langevin":
@@ -330,7 +356,7 @@ def test_every_sampler_samples(method, finished, command):
     # Completing images is annealed Langevin dynamics whatever the method.
     few = ["--mode=inpaint", "--number=1", "--completions=2", "--name=tiny"]
     method_flag = f"--config.sampling.method={method}"
-    assert command(f"--workdir={finished}", *few, method_flag, tiny) == (0, "")
+    assert command(f"--workdir={plain}", *few, method_flag, tiny) == (0, "")
 
 
 def test_samples_of_one_class_in_any_number(finished, command):
@@ -353,43 +379,41 @@ def test_samples_of_one_class_in_any_number(finished, command):
     assert "--label=10 must be a class from 0 to 9" in shown
 
 
-def test_outputs_of_other_settings_are_not_overwritten(finished, command):
-    run = [f"--workdir={finished}", "--mode=sample"]
-    own = (finished / "samples.npz").read_bytes()
+def test_outputs_of_other_settings_are_not_overwritten(plain, command):
+    run = [f"--workdir={plain}", "--mode=sample"]
+    own = (plain / "samples.npz").read_bytes()
     # The same settings give the run's own samples again.
-    before = samples(finished)["samples"]
+    before = samples(plain)["samples"]
     assert command(*run) == (0, "")
-    np.testing.assert_array_equal(samples(finished)["samples"], before)
+    np.testing.assert_array_equal(samples(plain)["samples"], before)
     # Others go elsewhere, and the same again to the same place.
-    own = (finished / "samples.npz").read_bytes()
+    own = (plain / "samples.npz").read_bytes()
     for _ in range(2):
         assert command(*run, "--number=3") == (0, "")
-        assert samples(finished, "samples_2")["samples"].shape == (3, 8, 8, 1)
+        assert samples(plain, "samples_2")["samples"].shape == (3, 8, 8, 1)
     assert command(*run, "--number=2") == (0, "")
-    assert samples(finished, "samples_3")["samples"].shape == (2, 8, 8, 1)
+    assert samples(plain, "samples_3")["samples"].shape == (2, 8, 8, 1)
     code, shown = command(*run, "--number=4", "--name=samples_2")
     assert code == 2
     assert "--name=samples_2 is taken" in shown
-    assert (finished / "samples.npz").read_bytes() == own
+    assert (plain / "samples.npz").read_bytes() == own
 
 
-def test_a_label_needs_a_network_that_takes_labels(command, tmp_path):
-    train(tmp_path / "run", perceptron())
-    code, shown = command(f"--workdir={tmp_path / 'run'}", "--mode=sample", "--label=3")
+def test_a_label_needs_a_network_that_takes_labels(plain, command):
+    code, shown = command(f"--workdir={plain}", "--mode=sample", "--label=3")
     assert (code, shown.count("\n")) == (2, 1)
     assert "--label=3 cannot be used: the network of" in shown
 
 
-def test_labels_without_dropout_must_be_given(command, tmp_path):
-    folder = tmp_path / "run"
-    train(folder, small(data__label_dropout=0.0, training__num_steps=20))
+def test_labels_without_dropout_must_be_given(finished, command, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = changed(saved_config(folder), data__label_dropout=0.0)
+    (folder / "config.json").write_text(json.dumps(config))
     code, shown = command(f"--workdir={folder}", "--mode=inpaint")
     assert code == 2
-    words = (
-        "was always conditioned on the class (config.data.label_dropout=0): give it with --label"
-    )
+    words = "was always conditioned on the class (config.data.label_dropout=0): give it with"
     assert words in shown
-    few = ["--label=2", "--number=1", "--completions=2"]
+    few = ["--label=2", "--number=1", "--completions=2", "--config.sampling.guidance=0"]
     assert command(f"--workdir={folder}", "--mode=inpaint", *few) == (0, "")
     code, shown = command(f"--workdir={tmp_path / 'none'}", "--mode=inpaint")
     assert (code, shown.count("\n")) == (2, 1)

@@ -1,3 +1,5 @@
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -113,6 +115,32 @@ def test_the_home_directory_is_expanded(tmp_path, monkeypatch):
     assert "begin_conv.weight" in read_official("~/x.npz").state
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_array_that_is_not_finite_is_named(value, tmp_path):
+    state = golden("ncsn_mnist_ngf8")["param"]
+    broken = np.array(state["res2.0.conv1.weight"])
+    broken[1, 2, 0, 1] = value
+    np.savez(tmp_path / "x.npz", **(state | {"res2.0.conv1.weight": broken}))
+    words = r"^\S*x\.npz: 'res2\.0\.conv1\.weight' contains NaN or infinite values"
+    with pytest.raises(ValueError, match=words):
+        read_official(tmp_path / "x.npz")
+
+
+def test_an_array_of_anything_but_real_numbers_is_named(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"begin_conv.weight": np.zeros(3, np.complex64)})
+    words = r"^\S*x\.npz: 'begin_conv\.weight' has dtype complex64, but must be real numbers"
+    with pytest.raises(ValueError, match=words):
+        read_official(tmp_path / "x.npz")
+
+
+def test_a_missing_pytorch_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "x.pth").write_bytes(b"content")
+    words = r'x\.pth needs PyTorch, which is not installed: pip install "score_jax\[torch\]"'
+    with pytest.raises(ValueError, match=words):
+        read_official(tmp_path / "x.pth")
+
+
 def test_parameters_of_narrower_or_wider_arrays_are_float32():
     state = golden("ncsn_mnist_ngf8")["param"]
     for dtype in (np.float16, np.float64):
@@ -193,3 +221,31 @@ def test_bfloat16_tensors_and_trainable_ones_are_read(torch, tmp_path):
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=2**-8)
     np.testing.assert_array_equal(read_official(tmp_path / "trainable.pth").state[name], expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("key", ["state_dict", "model"])
+def test_a_state_dict_under_a_key_is_read(torch, tmp_path, key):
+    state = golden("ncsn_mnist_ngf8")["param"]
+    content = {"epoch": 3, "step": 1234, "optimizer": {}, key: tensors(torch, state)}
+    torch.save(content, tmp_path / "x.pth")
+    found = read_official(tmp_path / "x.pth")
+    assert found.step == 1234
+    assert found.state.keys() == found.ema_state.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(found.state[name], value)
+    del content["step"]
+    torch.save(content, tmp_path / "x.pth")
+    assert read_official(tmp_path / "x.pth").step == 0
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_tensor_that_is_not_finite_is_named(torch, tmp_path, place):
+    """In the parameters and in the averaged ones."""
+    state = golden("ncsnv2_cifar_ngf8")["param"]
+    content = [tensors(torch, state), {}, 3, 1234, tensors(torch, state)]
+    content[place]["module.end_conv.bias"][0] = float("nan")
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: 'module\.end_conv\.bias' contains NaN"):
+        read_official(tmp_path / "x.pth")

@@ -21,7 +21,8 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
     ["noise", "ops.winograd", "data.layout", "checkpoint", "evaluation.neighbors", "schedule"],
-    ["network", "devices", "data.transforms", "data.files", "data.sources", "analytic"],
+    ["network", "devices", "analytic"],
+    ["data.transforms", "data.examples", "data.files", "data.sources"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
     ["samplers.langevin", "samplers.consistent", "models.preconditioning", "models.layers"],
     ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],

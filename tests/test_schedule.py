@@ -93,6 +93,7 @@ def test_technique_1_is_the_largest_distance_of_all_pairs(block_size):
     ("call", "words"),
     [
         (lambda: largest_distance(np.zeros((1, 3))), "two or more examples, got 1"),
+        (lambda: largest_distance(np.zeros((3, 3)), block_size=0), "block_size=0 must be"),
         (lambda: overlap(0.9, 10), "ratio=0.9 must be 1 or above"),
         (lambda: num_levels_for(1.0, 2.0, 10), "sigma_max=1.0 must be above sigma_min=2.0"),
         (lambda: num_levels_for(1.0, 0.1, 10, target=1.0), "target=1.0 must be in"),

@@ -91,3 +91,8 @@ def test_refusals(fields, shape, words):
             jnp.zeros((1, *shape)),
             jnp.zeros(1, jnp.int32),
         )
+
+
+def test_no_classes_may_be_written_as_0():
+    assert UNet(sigmas=SIGMAS, num_classes=0) == UNet(sigmas=SIGMAS)
+    assert UNet(sigmas=SIGMAS).num_classes is None

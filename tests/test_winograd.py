@@ -141,3 +141,10 @@ def test_other_platforms_get_xlas_own_convolution():
     }
     assert "stablehlo.convolution" not in texts["cpu"]
     assert all(texts[name].count("stablehlo.convolution") == 1 for name in ("cuda", "tpu"))
+
+
+def test_an_empty_batch_gives_an_empty_result_and_no_gradient():
+    _, kernel, _ = drawn(1, 8, 8, 64, 64)
+    y, gradients = jax.vjp(convolve, jnp.zeros((0, 8, 8, 64)), kernel)
+    assert y.shape == (0, 8, 8, 64)
+    np.testing.assert_array_equal(gradients(y)[1], 0)

@@ -42,7 +42,9 @@ def estimate_training(run: Run) -> bool:
         "from held-out losses, previews and checkpoints"
     )
 
-    seconds = estimate_chains(run, samples.settings_of(run, run.config["sampling"]["num_samples"]))
+    number = run.config["sampling"]["num_samples"]
+    drawn = samples.settings_of(run, number, step=settings["num_steps"])
+    seconds = estimate_chains(run, drawn)
     announce(f"in total about {_duration(compile_seconds + left * step_seconds + seconds)}")
     announce("nothing was written")
     return True

@@ -220,7 +220,8 @@ def open_run(
     conditional = config["data"]["labels"]
     num_classes = data.num_classes if conditional else None
     model = build.build_model(config["model"], sigmas, num_classes, config["data"])
-    for section in ("training", "sampling"):
+    batches = {"train": ("training", "sampling"), "evaluate": ("training",)}
+    for section in batches.get(command.mode, ("sampling",)):
         check_divides(config[section]["batch_size"], len(devices), f"config.{section}.batch_size")
     sampler = annealed_langevin if annealed else build.build_sampler(config["sampling"])
     step_size = build.build_step_size(config["sampling"], sampler, sigmas)

@@ -1,5 +1,6 @@
 """Suggests noise levels and a step size for a data set, and writes a config file for it."""
 
+import contextlib
 import copy
 import json
 import os
@@ -16,7 +17,7 @@ from score_jax.cli.flags import Command
 from score_jax.cli.names import takes
 from score_jax.cli.settings import validate
 from score_jax.cli.table import MODELS, SECTIONS, SETTINGS, SOURCES
-from score_jax.data.dataset import Dataset
+from score_jax.data.dataset import Dataset, in_memory
 from score_jax.data.files import UnreadableImageError
 from score_jax.data.transforms import logit, unit_scale
 from score_jax.noise import geometric_sigmas
@@ -130,28 +131,19 @@ def read_examples(config: Mapping[str, Any], subsample: int | None) -> Examples:
         OSError: If a file is missing.
     """
     settings = dict(config["data"])
-    candidates = [settings]
-    source = settings["source"]
-    resizes = takes(SOURCES, source, "data.source", "transform")
+    resizes = takes(SOURCES, settings["source"], "data.source", "transform")
     if resizes and settings["size"] is None:
-        channels = settings["channels"] or 3
-        candidates.append({**settings, "size": LARGEST_SIZE, "channels": channels})
-    for candidate in candidates:
-        last = candidate is candidates[-1]
-        try:
-            data = build.open_source(candidate)
-            if not last and not _is_small(data.train.shape[1:]):
-                continue
-            if len(candidates) > 1 and last:
-                announce(
-                    f"images are resized to {LARGEST_SIZE}x{LARGEST_SIZE}; --config.data.size "
-                    "chooses another size"
-                )
-            return _read(config, candidate, data, subsample)
-        except UnreadableImageError:
-            if last:
-                raise
-    raise AssertionError("the last candidate returns or raises")
+        # Images of another shape than the first, or damaged ones, are found when they are read.
+        with contextlib.suppress(UnreadableImageError):
+            data = build.open_source(settings)
+            if _is_small(data.train.shape[1:]):
+                return _read(config, settings, data, subsample)
+        settings |= {"size": LARGEST_SIZE, "channels": settings["channels"] or 3}
+        announce(
+            f"images are resized to {LARGEST_SIZE}x{LARGEST_SIZE}; --config.data.size chooses "
+            "another size"
+        )
+    return _read(config, settings, build.open_source(settings), subsample)
 
 
 def _is_small(shape: tuple[int, ...]) -> bool:
@@ -182,6 +174,8 @@ def _read(
         settings = {**settings, "dequantize": False, "logit": False, "flip": False}
     if data.note:
         announce(data.note)
+
+    # Read the examples in the network's unit.
     index = np.arange(number)
     if subsample is not None and subsample < number:
         rng = np.random.default_rng(config["seed"])
@@ -190,7 +184,8 @@ def _read(
         f"largest distance between two of {len(index)} of {number} training examples "
         f"{list(data.train.shape[1:])} ..."
     )
-    x = unit_scale(data.train[index], data.num_values, settings["dequantize"])
+    stored = in_memory(data.train) if len(index) == number else data.train[index]
+    x = unit_scale(stored, data.num_values, settings["dequantize"])
     if settings["logit"]:
         x = np.asarray(logit(x))
     return Examples(settings, data, index, x)

@@ -241,21 +241,29 @@ def naming_optimizer(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into a request that `fit` reads between its calls."""
-    asked = []
+    """Turns SIGTERM and the first Ctrl-C into a request, which `fit` asks for between its calls.
 
-    def ask(number, frame):
-        if asked:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
+    Before it asks for the first time, while it compiles, there is nothing to save, and signals end
+    the process.
+    """
+    requests = []
+    replaced = {}
+
+    def request(number, frame):
+        if requests:
             sys.exit(128 + number)
-        asked.append(number)
+        requests.append(number)
         # Printing is not safe in a signal handler.
         os.write(2, b"stopping after the current steps ...\n")
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    def stop() -> bool:
+        if not replaced:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                replaced[number] = signal.signal(number, request)
+        return bool(requests)
+
     try:
-        yield lambda: bool(asked)
+        yield stop
     finally:
-        for number, handler in old.items():
+        for number, handler in replaced.items():
             signal.signal(number, handler)

@@ -9,7 +9,6 @@ Reference: Vincent (2011), "A connection between score matching and denoising au
 Ermon (2019), equations 5 and 6 with lambda(sigma) = sigma^2.
 """
 
-
 import jax.numpy as jnp
 
 from score_jax.noise import (
@@ -46,8 +45,9 @@ def denoising_score_matching(
     """
     x = check_batch(x)
     level = check_level(level, len(sigmas))
+    sigma = sigma_of(level, sigmas, x)
     score = score_fn(perturb(x, noise, level, sigmas), level)
-    residual = sigma_of(level, sigmas, x) * score + noise
+    residual = sigma * score + noise
     residual = residual.astype(jnp.promote_types(x.dtype, jnp.float32))
     return 0.5 * sum_per_example(residual**2)
 

@@ -69,11 +69,11 @@ class Conv(nn.Module):
         kernel_init, bias_init = self.kernel_init, nn.initializers.zeros
         if kernel_init is None:
             kernel_init = bias_init = flat_uniform((size * size * x.shape[-1]) ** -0.5)
-        kernel = self.param("kernel", kernel_init, (size, size, x.shape[-1], self.features))
-        kernel = jnp.asarray(kernel, x.dtype)
+        shape = (size, size, x.shape[-1], self.features)
+        kernel = jnp.asarray(self.param("kernel", kernel_init, shape, jnp.float32), x.dtype)
         y = _halved(x, kernel) if self.halve else convolve(x, kernel, self.dilation)
         if self.use_bias:
-            bias = self.param("bias", bias_init, (self.features,))
+            bias = self.param("bias", bias_init, (self.features,), jnp.float32)
             y = y + jnp.asarray(bias, x.dtype)[None, None, None]
         return y
 
@@ -100,9 +100,10 @@ class ConditionalInstanceNormPlus(nn.Module):
 
         def init(key, shape):
             num_levels = shape[0]
-            noise = jax.random.normal(key, (num_levels * 2 * features,))
+            noise = jax.random.normal(key, (num_levels * 2 * features,), jnp.float32)
             near_one = 1 + 0.02 * noise.reshape(num_levels, 2 * features)
-            return jnp.concatenate([near_one, jnp.zeros((num_levels, features))], axis=1)
+            beta = jnp.zeros((num_levels, features), jnp.float32)
+            return jnp.concatenate([near_one, beta], axis=1)
 
         # One row per level: gamma, alpha, beta.
         shape = (self.num_levels, 3 * features)
@@ -123,10 +124,10 @@ class InstanceNormPlus(nn.Module):
         shape = (h.shape[-1],)
 
         def near_one(key):
-            return 1 + 0.02 * jax.random.normal(key, shape)
+            return 1 + 0.02 * jax.random.normal(key, shape, jnp.float32)
 
         gamma, alpha = self.param("gamma", near_one), self.param("alpha", near_one)
-        beta = self.param("beta", nn.initializers.zeros, shape)
+        beta = self.param("beta", nn.initializers.zeros, shape, jnp.float32)
         broadcast = (jnp.asarray(value)[None, None, None] for value in (gamma, alpha, beta))
         return _instance_norm_plus(h, *broadcast)
 
@@ -144,13 +145,13 @@ def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) 
     variance = jnp.mean(centered**2, axis=(1, 2), keepdims=True) - missing**2
 
     # Normalise the means over the features of one example, with the unbiased variance.
-    mean_of_mu = jnp.mean(mu, axis=-1, keepdims=True)
-    variance_of_mu = jnp.var(mu, axis=-1, keepdims=True, ddof=1)
-    mu_hat = (mu - mean_of_mu) * jax.lax.rsqrt(variance_of_mu + epsilon)
+    mu_hat = mu - jnp.mean(mu, axis=-1, keepdims=True)
+    mu_hat = mu_hat * jax.lax.rsqrt(jnp.var(mu, axis=-1, keepdims=True, ddof=1) + epsilon)
 
     scale = gamma * jax.lax.rsqrt(variance + epsilon)
+    scaled = centered * scale
     shift = beta + gamma * alpha * mu_hat - missing * scale
-    return (centered * scale + shift).astype(dtype)
+    return (scaled + shift).astype(dtype)
 
 
 def elu(x: Array) -> Array:

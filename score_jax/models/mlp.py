@@ -9,6 +9,7 @@ unit size if the data are.
 Reference: the toy experiments of Song & Ermon (2019), figures 2 and 3.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -62,18 +63,18 @@ class MLP(nn.Module):
                 "least 1"
             )
         x = jnp.asarray(x)
-        if len(self.sigmas) == 1:
-            return self._network(x.reshape(len(x), -1)).reshape(x.shape).astype(x.dtype)
+        dimension = math.prod(x.shape[1:])
 
-        def network(x, log_sigma):
-            h = x.reshape(len(x), -1)
-            f = self._network(jnp.concatenate([h, log_sigma], axis=1), h.shape[1])
-            return f.reshape(x.shape)
+        def network(x, *condition):
+            h = jnp.concatenate([x.reshape(len(x), dimension), *condition], axis=1)
+            return self._network(h, dimension).reshape(x.shape)
+
+        if len(self.sigmas) == 1:
+            return network(x).astype(x.dtype)
 
         return preconditioned(network, x, level, self.sigmas)
 
-    def _network(self, h: Array, features: int | None = None) -> Array:
-        features = features or h.shape[1]
+    def _network(self, h: Array, features: int) -> Array:
         for width in self.hidden:
             # Smooth, unlike ReLU: the sliced and the implicit objective differentiate the score.
             h = softplus(nn.Dense(width, kernel_init=flat_normal(1.0))(h))

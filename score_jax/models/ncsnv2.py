@@ -93,7 +93,7 @@ class NCSNv2(nn.Module):
         """
         if self.variant not in VARIANTS:
             known = ", ".join(VARIANTS)
-            raise ValueError(f"variant={self.variant!r} is unknown: choose among {known}")
+            raise ValueError(f"variant={self.variant!r} is not known: choose among {known}")
         stages = VARIANTS[self.variant]
         check_size(f"NCSNv2 ({self.variant})", *x.shape[1:3], stages)
         check_width(self.width)

@@ -155,17 +155,18 @@ def read_official(path: str | os.PathLike) -> Official:
     """Reads a checkpoint of the official code of 2019 or 2020, or the arrays of a state dict.
 
     Args:
-        path: A `.pth` file that holds a state dict, a list [model, optimizer] or a list
-            [model, optimizer, epoch, step, ema], which needs PyTorch; or an `.npz` file of the
-            arrays of a state dict. `~` is expanded.
+        path: A `.pth` file, which needs PyTorch, or an `.npz` file of the arrays of a state dict.
+            A `.pth` file holds a state dict; a list [model, optimizer] or [model, optimizer,
+            epoch, step, ema] that begins with one; or a dictionary with one under "state_dict" or
+            "model". `~` is expanded.
 
     Returns:
         Arrays of the dtypes of the file; bfloat16 becomes float32.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is corrupt or a pickle of anything but tensors, or if PyTorch is
-            missing.
+        ValueError: If the file is corrupt or a pickle of anything but tensors, if an array is not
+            finite, or if PyTorch is missing.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -178,29 +179,40 @@ def read_official(path: str | os.PathLike) -> Official:
         return Official(state, state, 0)
 
     content = _load_torch(path)
-    parts = list(content) if isinstance(content, list | tuple) else [content]
-    if not parts or not isinstance(parts[0], Mapping):
+    model, ema, step = _parts_of(content)
+    if not isinstance(model, Mapping):
         raise ValueError(
-            f"{path} holds a {type(content).__name__}, but must hold a state dict or a list that "
-            "begins with one"
+            f"{path} holds a {type(content).__name__}, but must hold a state dict, a list that "
+            "begins with one, or a dictionary with one under 'state_dict' or 'model'"
         )
-    state = _to_arrays(parts[0], path)
+    state = _to_arrays(model, path)
+    if not isinstance(ema, Mapping):
+        return Official(state, state, step)
 
     # The averaged parameters do not include buffers, so take these from the state dict.
-    ema_state, step = state, 0
-    if len(parts) > 4 and isinstance(parts[4], Mapping):
-        ema_state = {**state, **_to_arrays(parts[4], path)}
-    if len(parts) > 3 and isinstance(parts[3], int):
-        step = parts[3]
-    return Official(state, ema_state, step)
+    return Official(state, {**state, **_to_arrays(ema, path)}, step)
+
+
+def _parts_of(content: Any) -> tuple[Any, Any, int]:
+    """(state dict, averaged parameters, step) of a checkpoint; None for a part that it lacks."""
+    model, ema, step = content, None, None
+    if isinstance(content, list | tuple):
+        parts = dict(enumerate(content))
+        model, step, ema = parts.get(0), parts.get(3), parts.get(4)
+    elif isinstance(content, Mapping):
+        for key in ("model", "state_dict"):
+            if isinstance(content.get(key), Mapping):
+                model, step = content[key], content.get("step")
+    return model, ema, step if isinstance(step, int) else 0
 
 
 def _load_npz(path: Path) -> State:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return _to_arrays({name: file[name] for name in file.files}, path)
+            arrays = {name: file[name] for name in file.files}
     except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error})") from error
+    return _to_arrays(arrays, path)
 
 
 def _load_torch(path: Path) -> Any:
@@ -208,7 +220,7 @@ def _load_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise ValueError(
-            f"reading {path} needs PyTorch, which is not installed: pip install torch"
+            f'reading {path} needs PyTorch, which is not installed: pip install "score_jax[torch]"'
         ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -224,7 +236,11 @@ def _load_torch(path: Path) -> Any:
 
 
 def _to_arrays(tensors: Mapping, path: Path) -> State:
-    """Tensors or arrays as numpy arrays, by their names without the `module.` prefix."""
+    """Tensors or arrays as numpy arrays, by their names without the `module.` prefix.
+
+    Raises:
+        ValueError: If a value is not an array of finite real numbers.
+    """
     state = {}
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
@@ -232,7 +248,15 @@ def _to_arrays(tensors: Mapping, path: Path) -> State:
                 f"{path}: {name!r} is a {type(value).__name__}, but a state dict maps names to "
                 "tensors"
             )
-        state[name.removeprefix("module.")] = _to_array(value)
+        array = _to_array(value)
+        if array.dtype.kind not in "iuf":
+            raise ValueError(f"{path}: {name!r} has dtype {array.dtype}, but must be real numbers")
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{path}: {name!r} contains NaN or infinite values: take a checkpoint from before "
+                "training diverged"
+            )
+        state[name.removeprefix("module.")] = array
     return state
 
 

@@ -26,14 +26,10 @@ def as_floats(sigmas: Any) -> tuple[float, ...]:
         sigmas: An array such as that of `noise.geometric_sigmas`, or a sequence of numbers.
 
     Raises:
-        ValueError: If they are not positive, finite and decreasing.
+        ValueError: If they are not one-dimensional, positive, finite and decreasing.
     """
-    if isinstance(sigmas, tuple) and all(isinstance(sigma, float) for sigma in sigmas):
-        values = sigmas
-    else:
-        values = tuple(np.asarray(sigmas).reshape(-1).tolist())
-    checked_sigmas(np.asarray(values))
-    return values
+    values = checked_sigmas(np.asarray(sigmas))
+    return tuple(float(sigma) for sigma in values)
 
 
 def preconditioned(

@@ -31,13 +31,14 @@ class GroupNorm(nn.Module):
     ) -> FeatureMap:
         batch, _, _, features = h.shape
         if scale is None:
-            scale = jnp.asarray(self.param("scale", nn.initializers.ones, (features,)))
-            shift = jnp.asarray(self.param("bias", nn.initializers.zeros, (features,)))
+            ones, zeros = nn.initializers.ones, nn.initializers.zeros
+            scale = jnp.asarray(self.param("scale", ones, (features,), jnp.float32))
+            shift = jnp.asarray(self.param("bias", zeros, (features,), jnp.float32))
             scale, shift = scale[None, None, None], shift[None, None, None]
 
         def group_mean(x):
             # Reduce over pixels first: contiguous memory access.
-            x = jnp.mean(x, axis=(1, 2)).reshape(batch, self.groups, -1)
+            x = jnp.mean(x, axis=(1, 2)).reshape(batch, self.groups, features // self.groups)
             x = jnp.broadcast_to(jnp.mean(x, axis=2, keepdims=True), x.shape)
             return x.reshape(batch, 1, 1, features)
 
@@ -158,7 +159,7 @@ class UNet(nn.Module):
 
     def _condition(self, log_sigma: Array, label: Labels | None) -> Array:
         """The embedding [batch, 4 width] of noise level and class."""
-        angle = log_sigma * jnp.geomspace(0.25, 4.0, 8)[None]
+        angle = log_sigma * jnp.geomspace(0.25, 4.0, 8, dtype=jnp.float32)[None]
         condition = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         condition = nn.Dense(4 * self.width, kernel_init=flat_normal(1.0))(condition)
         if label is not None:

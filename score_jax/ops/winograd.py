@@ -127,7 +127,8 @@ def _filter_gradient_directly(x, g, *, dilation, size):
 
 def _convolve_on_cpu(x, kernel, *, dilation, transposed):
     # With few features, the transforms cost more than they save.
-    if len(kernel) != 3 or min(kernel.shape[2:]) < 32 or x.dtype != jnp.float32:
+    few = min(kernel.shape[2:]) < 32
+    if few or len(kernel) != 3 or x.dtype != jnp.float32 or not x.size:
         return _convolve_directly(x, kernel, dilation=dilation, transposed=transposed)
     batch, height, width, _ = x.shape
     squares = _Squares(batch, height, width, dilation)
@@ -144,7 +145,8 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
     # With fewer than 64 features, the products are too small for a gain.
-    if size != 3 or min(x.shape[-1], g.shape[-1]) < 64 or x.dtype != jnp.float32:
+    few = min(x.shape[-1], g.shape[-1]) < 64
+    if few or size != 3 or x.dtype != jnp.float32 or not x.size:
         return _filter_gradient_directly(x, g, dilation=dilation, size=size)
     squares = _Squares(*x.shape[:3], dilation)
     # Transform columns first so that XLA cannot CSE with the forward pass, which would keep 4x the

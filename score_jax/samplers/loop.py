@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.noise import check_batch, checked_sigmas, sigma_of, standard_normal
+from score_jax.noise import check_batch, check_level, checked_sigmas, sigma_of, standard_normal
 from score_jax.typing import (
     AnyBatch,
     AnyKeys,
@@ -54,9 +54,13 @@ def chain_noise(keys: Keys, n: Array | int, shape: tuple[int, ...], dtype: Any =
 def denoise(score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Batch:
     """The posterior mean of the clean data, `x + sigma^2 s(x, level)`, in the dtype of `x`.
 
+    Raises:
+        ValueError: If a concrete level is out of range.
+
     Reference: Robbins (1956) / Miyasawa (1961), "Tweedie's formula"; Jolicoeur-Martineau et al.
     (2020), section 3.1.
     """
+    level = check_level(level, len(sigmas))
     return (x + sigma_of(level, sigmas, x) ** 2 * score_fn(x, level)).astype(x.dtype)
 
 
