@@ -29,7 +29,8 @@ def network(request):
 def shapes_of(model, shape, dtype="float32", batch=2):
     """Shapes of the parameters and of the score."""
     x, level = jnp.zeros((batch, *shape), dtype), jnp.zeros(batch, jnp.int32)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, *shape)), level[:1])
+    one = (jnp.ones((1, *shape)), jnp.zeros(1, jnp.int32))
+    params = jax.eval_shape(model.init, jax.random.key(0), *one)
     return params["params"], jax.eval_shape(model.apply, params, x, level)
 
 

@@ -66,7 +66,7 @@ class MLP(nn.Module):
         dimension = math.prod(x.shape[1:])
 
         def network(x, *condition):
-            h = jnp.concatenate([x.reshape(len(x), dimension), *condition], axis=1)
+            h = jnp.concatenate([x.reshape(x.shape[0], dimension), *condition], axis=1)
             return self._network(h, dimension).reshape(x.shape)
 
         if len(self.sigmas) == 1:

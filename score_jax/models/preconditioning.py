@@ -61,6 +61,6 @@ def preconditioned(
         raise ValueError(f"data_std={std} must be above 0")
     sigma = per_example(jnp.asarray(sigmas, jnp.float32)[level], x)
     total = jnp.sqrt(sigma**2 + std**2)
-    log_sigma = jnp.log(sigma).reshape(len(x), 1)
+    log_sigma = jnp.log(sigma).reshape(x.shape[0], 1)
     f = network((x - mean) / total, log_sigma)
     return (std / (total * sigma) * f - (x - mean) / total**2).astype(x.dtype)
