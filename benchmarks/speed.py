@@ -30,10 +30,10 @@ import numpy as np
 import optax
 
 import score_jax as sj
-from score_jax.devices import AXIS, pmap, replicate, split
+from score_jax.devices import feed, pmap, replicate, split
+from score_jax.fitting import compile_steps
 from score_jax.network import with_label
 from score_jax.noise import standard_uniform
-from score_jax.training import take_steps
 
 NETWORKS = {"ncsn": sj.NCSN, "unet": sj.UNet, "mlp": sj.MLP}
 NUM_CLASSES = 10
@@ -185,21 +185,17 @@ class Ours:
 
         # Training: all steps of a measurement in one call, which reuses the state's memory.
         trainer = sj.make_trainer(network.model, sj.annealed_dsm, optax.adam(1e-3), network.sigmas)
-        step = functools.partial(trainer.step, axis_name=AXIS)
-
-        def train_fn(key, state, batches, number):
-            return take_steps(step, key, state, batches, number)
-
-        program = pmap(train_fn, devices, (None, None, 0, None), None, donate=(1,))
         x, _, *labels = network.inputs
+        source = feed((x, *labels), devices, resident=False)
         batches = [np.stack([split(part, num_devices)] * case.steps, 1) for part in (x, *labels)]
-        arguments = (jax.random.key(3), batches, np.int32(case.steps))
         state = replicate(trainer.init(network.params), devices)
-        train = self._compiled("train", program, arguments[0], state, *arguments[1:])
+        begun = time.perf_counter()
+        train = compile_steps(trainer, source, state, devices, case.batch, case.steps)
+        self._note_compiled("train", begun, train.compiled)
 
         def train_once():
             nonlocal state
-            state, metrics = train(arguments[0], state, *arguments[1:])
+            state, metrics = train(jax.random.key(3), state, tuple(batches), case.steps)
             return jax.block_until_ready(metrics)
 
         self.bare = lambda: jax.block_until_ready(bare(params, mapped))
@@ -208,11 +204,15 @@ class Ours:
     def _compiled(self, name: str, program: Callable, *arguments) -> Callable:
         begun = time.perf_counter()
         compiled = program.lower(*arguments).compile()
+        self._note_compiled(name, begun, compiled)
+        return compiled
+
+    def _note_compiled(self, name: str, begun: float, compiled: Any) -> None:
+        """Notes the time since `begun` and the temporary memory of a compiled program."""
         self.facts[f"compile_{name}_s"] = time.perf_counter() - begun
         memory = compiled.memory_analysis()
         total = self.num_devices * memory.temp_size_in_bytes / 1e6 if memory else None
         self.facts[f"temporary_{name}_mb"] = total
-        return compiled
 
 
 def sampling_functions(case: Case, network: Network, chain: Chain):

@@ -32,7 +32,7 @@ from score_jax.devices import (
 )
 from score_jax.noise import run_keys
 from score_jax.progress import Progress, announce
-from score_jax.training import Metrics, Trainer, TrainState, take_steps
+from score_jax.training import Metrics, Trainer, TrainState
 
 
 class Report(NamedTuple):
@@ -240,11 +240,18 @@ def compile_steps(
     def steps(fixed, state, arguments, number):
         key, resident = fixed
 
-        def one_step(key, state, *batch):
+        def one_step(i, carry):
+            state, metrics = carry
+            batch = [jax.lax.dynamic_index_in_dim(array, i, keepdims=False) for array in arguments]
             x, *label = source.take(resident, batch)
-            return trainer.step(key, state, x, *label, axis_name=AXIS)
+            state, new = trainer.step(key, state, x, *label, axis_name=AXIS)
+            store = lambda every, own: every.at[i].set(own.astype(every.dtype))  # noqa: E731
+            return state, jax.tree.map(store, metrics, new)
 
-        return take_steps(one_step, key, state, arguments, number)
+        # Steps that are not run leave zeros.
+        types = Metrics(loss=jnp.float32, grad_norm=jnp.float32, nonfinite_level=jnp.int32)
+        empty = jax.tree.map(lambda dtype: jnp.zeros(steps_per_call, dtype), types)
+        return jax.lax.fori_loop(0, number, one_step, (state, empty))
 
     program = pmap(steps, devices, (None, None, 0, None), None, donate=(1,))
     example = source.fetch(np.zeros(batch_size, np.int32))

@@ -31,7 +31,7 @@ from score_jax.samplers.consistent import ancestral_step_size, consistent_anneal
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.samplers.loop import Trajectory
 from score_jax.schedule import step_size_for
-from score_jax.typing import Array, Batch, Keys, Sigmas
+from score_jax.typing import Array, Batch, Keys, OneKey, Sigmas
 
 Start = Callable[[Keys, tuple[int, ...]], Batch]
 """(keys, shape) -> initial states [batch, *shape]."""
@@ -145,7 +145,7 @@ def sample(
     if start is None:
         start = normal_start(float(sigmas[0]))
 
-    settings = _Settings(
+    chains = Chains(
         sampler=sampler,
         start=start,
         shape=shape,
@@ -155,12 +155,11 @@ def sample(
         denoise=denoise,
         num_snapshots=num_snapshots,
     )
-    key, label = run_keys(seed)["sample"], _labels(label, number)
-    arguments = (key, as_pytree(score_fn), label)
     return run_chains(
-        _chains(settings),
-        arguments,
+        chains,
+        (run_keys(seed)["sample"], as_pytree(score_fn)),
         number,
+        per_chain=_labels(label, number),
         batch_size=batch_size,
         devices=devices,
         callbacks=callbacks,
@@ -169,8 +168,19 @@ def sample(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settings:
-    """Settings that are compiled into a sampling program."""
+class Chains:
+    """A sampler with its settings, as a program for `run_chains`; equal for equal settings.
+
+    Attributes:
+        sampler: Sampler with the signature of `samplers.langevin.annealed_langevin`.
+        start: (keys, shape) -> initial states.
+        shape: Shape of one sample.
+        sigmas: Noise levels, decreasing, in the unit of the data.
+        num_steps: Steps per noise level.
+        step_size: Step size at the last level, in the square of the unit.
+        denoise: If True, end with one step to the posterior mean.
+        num_snapshots: Number of intermediate states to keep.
+    """
 
     sampler: Callable[..., Trajectory]
     start: Start
@@ -179,37 +189,36 @@ class _Settings:
     num_steps: int
     step_size: float
     denoise: bool
-    num_snapshots: int
+    num_snapshots: int = 0
 
+    def __call__(self, shared: tuple[OneKey, Callable], own: tuple[Array, Array | None]):
+        """Runs the chains of one device.
 
-@functools.lru_cache(maxsize=8)
-def _chains(settings: _Settings) -> Callable:
-    """((key, score_fn, label), index) -> Trajectory; the same object for equal settings."""
-
-    def chains(arguments, index):
-        key, score_fn, label = arguments
-        if label is not None:
-            score_fn = with_label(score_fn, label[index % len(label)])
+        Args:
+            shared: Key from which chain i folds its keys, and the score function.
+            own: Index of each chain, int [share], and their labels, int [share] or None.
+        """
+        key, score_fn = shared
+        index, label = own
         start_keys, chain_keys = split_keys(example_keys(key, index))
-        return settings.sampler(
+        return self.sampler(
             chain_keys,
-            score_fn,
-            settings.start(start_keys, settings.shape),
-            jnp.asarray(settings.sigmas),
-            step_size=settings.step_size,
-            num_steps=settings.num_steps,
-            denoise=settings.denoise,
-            num_snapshots=settings.num_snapshots,
+            with_label(score_fn, label),
+            self.start(start_keys, self.shape),
+            jnp.asarray(self.sigmas),
+            step_size=self.step_size,
+            num_steps=self.num_steps,
+            denoise=self.denoise,
+            num_snapshots=self.num_snapshots,
         )
-
-    return chains
 
 
 def run_chains(
-    program: Callable[[Any, Array], Trajectory],
-    arguments: Any,
+    program: Callable[[Any, tuple[Array, Any]], Trajectory],
+    shared: Any,
     number: int,
     *,
+    per_chain: Any = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     name: str = "sample",
@@ -219,10 +228,12 @@ def run_chains(
     """Runs `number` chains in batches over all devices.
 
     Args:
-        program: (arguments, index int [share]) -> Trajectory, a pure function in which chain i
-            depends on its index i alone. Calls with the same function reuse its compiled form.
-        arguments: Pytree that every device receives.
+        program: (shared, (index int [share], per_chain)) -> Trajectory, a pure function in which
+            a chain depends on its own index and entries of `per_chain` alone. Calls with an equal
+            function reuse its compiled form.
+        shared: Pytree that every device receives.
         number: Number of chains.
+        per_chain: Pytree of arrays [number, ...], of which a chain receives its own entries.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
         devices: Devices that share the chains; None takes all local ones.
         name: Name of the work in the progress line.
@@ -242,16 +253,23 @@ def run_chains(
         share = -(-min(number, 128) // len(devices))
         batch_size = share * len(devices)
     check_divides(batch_size, len(devices))
-    arguments = replicate(arguments, devices)
-    leaves, treedef = jax.tree.flatten(arguments)
+
+    def own(first):
+        # Surplus chains of the last batch repeat the entries of the last chain.
+        index = np.arange(first, first + batch_size, dtype=np.int32)
+        taken = np.minimum(index, number - 1)
+        entries = (index, jax.tree.map(lambda array: array[taken], per_chain))
+        return jax.tree.map(lambda array: split(array, len(devices)), entries)
+
+    shared = replicate(shared, devices)
+    leaves, treedef = jax.tree.flatten((shared, own(0)))
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    run = _compiled(program, devices, treedef, shapes, batch_size, name, progress)
+    compiled = _program(program, devices, treedef, shapes).compiled(batch_size, progress)
 
     ends = []
     with Progress(number, name, "chain", shown=progress) as bar:
         for first in range(0, number, batch_size):
-            index = np.arange(first, first + batch_size, dtype=np.int32)
-            trajectory = run(arguments, split(index, len(devices)))
+            trajectory = compiled(shared, own(first))
             # Chains that only fill up the last batch are dropped before they are checked.
             trajectory = _fetched(trajectory, min(batch_size, number - first))
             _check_finite(trajectory, first)
@@ -262,18 +280,33 @@ def run_chains(
     return np.concatenate(ends)
 
 
+@dataclasses.dataclass
+class _Program:
+    """A program for arguments of fixed shapes, compiled when it is first needed."""
+
+    program: Callable
+    devices: tuple[jax.Device, ...]
+    treedef: Any
+    shapes: tuple
+    executable: Callable | None = None
+
+    def compiled(self, batch_size: int, progress: bool) -> Callable:
+        """The compiled program; announces its compilation if `progress` is True."""
+        if self.executable is None:
+            kind = f"{len(self.devices)} x {self.devices[0].device_kind}"
+            announce(f"compiling the sampler (batch of {batch_size} on {kind}) ...", progress)
+            begun = time.monotonic()
+            leaves = [jax.ShapeDtypeStruct(*shape) for shape in self.shapes]
+            mapped = pmap(self.program, self.devices, (None, 0), 0)
+            self.executable = mapped.lower(*self.treedef.unflatten(leaves)).compile()
+            announce(f"compiled in {time.monotonic() - begun:.1f} s", progress)
+        return self.executable
+
+
 @functools.lru_cache(maxsize=8)
-def _compiled(program, devices, treedef, shapes, batch_size, name, progress) -> Callable:
-    """Compiles a program for arguments of these shapes; equal calls reuse the compiled form."""
-    kind = f"{len(devices)} x {devices[0].device_kind}"
-    announce(f"compiling the sampler (batch of {batch_size} on {kind}) ...", progress)
-    begun = time.monotonic()
-    arguments = treedef.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    share = batch_size // len(devices)
-    index = jax.ShapeDtypeStruct((len(devices), share), np.int32)
-    compiled = pmap(program, devices, (None, 0), 0).lower(arguments, index).compile()
-    announce(f"compiled in {time.monotonic() - begun:.1f} s", progress)
-    return compiled
+def _program(program, devices, treedef, shapes) -> _Program:
+    """The same object for equal arguments."""
+    return _Program(program, devices, treedef, shapes)
 
 
 def _fetched(trajectory: Trajectory, number: int) -> Trajectory:
@@ -302,7 +335,7 @@ def _check_finite(trajectory: Trajectory, first: int) -> None:
 
 
 def _labels(label: int | np.ndarray | None, number: int) -> np.ndarray | None:
-    """Labels of the chains, int32 [number] or [1] for a common one; None without labels."""
+    """Labels of the chains, int32 [number]; None without labels."""
     if label is None:
         return None
     label = np.asarray(label)
@@ -311,4 +344,4 @@ def _labels(label: int | np.ndarray | None, number: int) -> np.ndarray | None:
             f"label is {label.dtype} {list(label.shape)}, but must be a whole number or an array "
             f"of whole numbers [{number}]"
         )
-    return np.atleast_1d(label).astype(np.int32)
+    return np.broadcast_to(label, (number,)).astype(np.int32)

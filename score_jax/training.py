@@ -6,7 +6,7 @@ This module takes functions and arrays; compiling them with `jax.jit` or `jax.pm
 choice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from score_jax.data.transforms import prepare_pixels
 from score_jax.devices import mean_over_devices
 from score_jax.network import Model, as_model, with_label
 from score_jax.noise import checked_sigmas, example_keys, uniform_levels
-from score_jax.typing import Array, Float, Int, LossFn, OneKey, Params, Sigmas
+from score_jax.typing import Array, Float, Int, LossFn, Params, Sigmas
 
 
 class TrainState(NamedTuple):
@@ -164,39 +164,3 @@ def make_trainer(
         return state, Metrics(value, optax.tree.norm(grads), nonfinite_level)
 
     return Trainer(init, step, loss, model, sigmas)
-
-
-def take_steps(
-    step: Callable[..., tuple[TrainState, Metrics]],
-    key: OneKey,
-    state: TrainState,
-    batches: Sequence[Array],
-    number: Int[Array, ""],
-) -> tuple[TrainState, Metrics]:
-    """Runs `number` training steps in one XLA call, which amortises dispatch and allocation.
-
-    Args:
-        step: (key, state, *batch) -> (state, metrics), such as `Trainer.step`.
-        key: The key of the run.
-        state: State before the first step.
-        batches: The arguments of all steps after `state`, arrays [max steps, ...].
-        number: Number of steps to run, at most the length of `batches`.
-
-    Returns:
-        The state afterwards, and the metrics of each step, [max steps]; entries of steps that were
-        not run are 0.
-    """
-
-    def batch_of(i):
-        return [jax.lax.dynamic_index_in_dim(array, i, keepdims=False) for array in batches]
-
-    def one(i, carry):
-        state, metrics = carry
-        state, new = step(key, state, *batch_of(i))
-        return state, jax.tree.map(lambda every, own: every.at[i].set(own), metrics, new)
-
-    shapes = jax.eval_shape(step, key, state, *batch_of(0))[1]
-    empty = jax.tree.map(
-        lambda leaf: jnp.zeros((len(batches[0]), *leaf.shape), leaf.dtype), shapes
-    )
-    return jax.lax.fori_loop(0, number, one, (state, empty))

@@ -767,30 +767,34 @@ def test_kill_in_the_middle_of_training_loses_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cores", "batch_sizes", "chosen"),
+    ("cores", "batch_sizes", "mode", "chosen"),
     [
-        (2, (128, 128), 2),
-        (6, (128, 128), 4),
-        (1, (127, 127), 1),
-        (2, (127, 128), 2),
-        (8, (4, 128), 8),
-        (3, (128, 128), 2),
+        (2, (128, 128), "train", 2),
+        (6, (128, 128), "train", 4),
+        (1, (127, 127), "train", 1),
+        (2, (127, 128), "train", 2),
+        (8, (4, 128), "train", 8),
+        (3, (128, 128), "train", 2),
+        (4, (128, 3), "train", 4),
+        (4, (128, 3), "sample", 3),
+        (4, (3, 128), "evaluate", 3),
+        (4, (3, 3), "schedule", 4),
     ],
 )
-def test_cores_that_share_the_work(cores, batch_sizes, chosen, monkeypatch):
+def test_cores_that_share_the_work(cores, batch_sizes, mode, chosen, monkeypatch):
     """Those that divide the batches; if they are fewer than half, all, and a hint follows."""
     asked = {}
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     monkeypatch.setattr(jax.config, "update", asked.__setitem__)
     sizes = zip(("training", "sampling"), batch_sizes, strict=True)
-    main.choose_devices({section: {"batch_size": size} for section, size in sizes}, None)
+    main.choose_devices({section: {"batch_size": size} for section, size in sizes}, None, mode)
     assert asked == {"jax_num_cpu_devices": chosen}
 
 
 def test_fewer_devices_than_there_are():
     config = config_files.load_config("digits")
-    assert main.choose_devices(config, 1) == jax.devices()[:1]
-    assert main.choose_devices(config, None) == jax.devices()
+    assert main.choose_devices(config, 1, "train") == jax.devices()[:1]
+    assert main.choose_devices(config, None, "train") == jax.devices()
 
 
 # Compiled programs

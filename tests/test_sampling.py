@@ -166,7 +166,8 @@ def test_a_chain_that_is_not_finite_is_named():
 
 
 def test_chains_that_only_fill_up_the_last_batch_are_not_checked():
-    def program(arguments, index):
+    def program(shared, own):
+        index, _ = own
         x = jnp.where(index < 5, 1.0, jnp.nan)[:, None]
         return sj.Trajectory(x, jnp.zeros((0, *x.shape)), jnp.isfinite(x).T)
 

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
+from score_jax.devices import feed, replicate
+from score_jax.fitting import compile_steps
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import example_keys, geometric_sigmas, stratified_levels, uniform_levels
-from score_jax.training import make_trainer, take_steps
+from score_jax.training import make_trainer
 
 SIGMAS = geometric_sigmas(1.0, 0.1, 4)
 KEY = jax.random.key(5)
@@ -155,13 +157,17 @@ def test_state_starts_with_copies():
 
 def test_several_steps_in_one_program_are_the_steps_one_by_one():
     trainer = make_trainer(model_of(linear), annealed_dsm, optax.adam(1e-2), SIGMAS)
-    batches = jnp.stack([data(8, seed) for seed in range(4)])
+    batches = np.stack([data(8, seed) for seed in range(4)])
     expected, state = [], trainer.init(linear_params())
     for x in batches[:3]:
         state, metrics = jax.jit(trainer.step)(KEY, state, x)
         expected.append(metrics)
-    several = jax.jit(functools.partial(take_steps, trainer.step))
-    together, metrics = several(KEY, trainer.init(linear_params()), [batches], 3)
+
+    devices = jax.devices()[:1]
+    source = feed((batches[0],), devices, resident=False)
+    start = replicate(trainer.init(linear_params()), devices)
+    several = compile_steps(trainer, source, start, devices, batch_size=8, steps_per_call=4)
+    together, metrics = several(KEY, start, (batches[None],), 3)
     assert int(together.step) == 3
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
     jax.tree.map(close, together, state)

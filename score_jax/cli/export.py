@@ -17,9 +17,9 @@ from score_jax.cli import workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.run import Run, open_run
 from score_jax.data.transforms import inverse_logit
-from score_jax.network import with_label
-from score_jax.noise import example_keys, run_keys, split_keys
+from score_jax.noise import run_keys
 from score_jax.progress import announce
+from score_jax.sampling import Chains
 
 FILE = "sampler.zip"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -111,21 +111,19 @@ def export_program(run: Run, params: Any) -> tuple[jax.export.Exported, bool]:
 
 def _program(run: Run, names: Sequence[str], structure: Any) -> Callable:
     """The function to export; chain i has the keys that `sampling.sample` gives it."""
-    settings = run.config["sampling"]
+    chains = Chains(
+        sampler=run.sampler,
+        start=run.start,
+        shape=run.shape,
+        sigmas=tuple(np.asarray(run.sigmas).tolist()),
+        num_steps=run.config["sampling"]["num_steps"],
+        step_size=run.step_size,
+        denoise=run.config["sampling"]["denoise"],
+    )
 
-    def images(parameters, seed, index, *label):
+    def images(parameters, seed, index, label=None):
         params = jax.tree.unflatten(structure, [parameters[name] for name in names])
-        score_fn = with_label(run.score_fn(params), label[0] if label else None)
-        start_keys, chain_keys = split_keys(example_keys(run_keys(seed)["sample"], index))
-        x = run.sampler(
-            chain_keys,
-            score_fn,
-            run.start(start_keys, run.shape),
-            run.sigmas,
-            step_size=run.step_size,
-            num_steps=settings["num_steps"],
-            denoise=settings["denoise"],
-        ).x
+        x = chains((run_keys(seed)["sample"], run.score_fn(params)), (index, label)).x
         if not run.has_pixels:
             return x
         # Keep infinite values visible, which clipping would hide.

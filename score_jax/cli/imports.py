@@ -32,9 +32,7 @@ def config_for(checkpoint: str) -> str:
         ValueError: If the checkpoint cannot be read.
         FileNotFoundError: If there is none.
     """
-    from score_jax.models.official import read_official
-
-    state = read_official(checkpoint).state
+    state = _read(checkpoint).state
     shapes = {name.removeprefix("module."): np.shape(value) for name, value in state.items()}
     if "sigmas" not in shapes:
         first_kernel = shapes.get("begin_conv.weight", ())
@@ -49,6 +47,18 @@ def config_for(checkpoint: str) -> str:
     return "cifar10_v2"
 
 
+def _read(checkpoint: str) -> Any:
+    """The official checkpoint in a file, as `read_official` returns it."""
+    from score_jax.models.official import read_official
+
+    if not Path(checkpoint).expanduser().is_file():
+        raise FileNotFoundError(
+            f"--checkpoint={checkpoint} is not a file: it must name an official .pth, or an .npz "
+            "of the arrays of its state dict"
+        )
+    return read_official(checkpoint)
+
+
 def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     """Writes the workdir of an official checkpoint; True when done.
 
@@ -60,7 +70,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
 
     from score_jax.checkpoint import Checkpoints
     from score_jax.cli.settings import validate
-    from score_jax.models.official import from_official, read_official
+    from score_jax.models.official import from_official
 
     del devices
 
@@ -71,7 +81,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     checkpoints = Checkpoints(folder / "checkpoints", keep=1)
     if checkpoints.steps():
         raise ValueError(f"--workdir={folder} holds checkpoints already: choose another --workdir")
-    official = read_official(checkpoint)
+    official = _read(checkpoint)
     model, params = from_official(official.state)
     ema_params = from_official(official.ema_state)[1]
     config = fitted_config(command.config, model, params)

@@ -88,18 +88,14 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         f"completes {number} images {completions} times each, {1 - mask.mean():.0%} of the pixels "
         f"missing, with the parameters of step {run.step}"
     )
-    arguments = (
-        run_keys(run.config["seed"])["inpaint"],
-        run.score_fn(run.state.ema_params),
-        originals.x,
-        mask,
-    )
+    key = run_keys(run.config["seed"])["inpaint"]
     chains = number * completions
     with naming_step_size(run):
         ends = run_chains(
-            _program(run, label, completions),
-            arguments,
+            _program(run, label),
+            (key, run.score_fn(run.state.ema_params), mask),
             chains,
+            per_chain=np.repeat(originals.x, completions, axis=0),
             batch_size=run.chains_at_once(chains),
             devices=devices,
             name="inpaint",
@@ -112,14 +108,14 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     return True
 
 
-def _program(run: Run, label: int | None, completions: int):
-    """(arguments, index int [share]) -> Trajectory of the chains with these indices."""
+def _program(run: Run, label: int | None):
+    """((key, score_fn, mask), (index, originals)) -> Trajectory of the chains of one device."""
     settings = run.config["sampling"]
 
-    def chains(arguments, index):
-        key, score_fn, originals, mask = arguments
-        image = jnp.minimum(index // completions, len(originals) - 1)
-        known = run.to_network(originals[image])
+    def chains(shared, own):
+        key, score_fn, mask = shared
+        index, originals = own
+        known = run.to_network(originals)
         mask = jnp.broadcast_to(mask, known.shape)
         if label is not None:
             score_fn = with_label(score_fn, jnp.full(len(index), label))

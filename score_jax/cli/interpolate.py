@@ -45,17 +45,15 @@ def interpolate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         f"{run.step}"
     )
     angles = np.linspace(0, np.pi / 2, columns).astype(np.float32)
-    arguments = (
-        run_keys(run.config["seed"])["interpolate"],
-        run.score_fn(run.state.ema_params),
-        angles,
-        run.labels(rows),
-    )
+    row = np.repeat(np.arange(rows, dtype=np.int32), columns)
+    labels = run.labels(rows)
+    key = run_keys(run.config["seed"])["interpolate"]
     with naming_step_size(run):
         ends = run_chains(
             _program(run),
-            arguments,
+            (key, run.score_fn(run.state.ema_params)),
             rows * columns,
+            per_chain=(row, np.tile(angles, rows), None if labels is None else labels[row]),
             batch_size=run.chains_at_once(rows * columns),
             devices=devices,
             name="interpolate",
@@ -72,15 +70,13 @@ def interpolate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
 
 
 def _program(run: Run):
-    """(arguments, index int [share]) -> Trajectory of the chains with these indices."""
+    """((key, score_fn), (index, (row, angle, label))) -> Trajectory of one device's chains."""
     settings = run.config["sampling"]
 
-    def chains(arguments, index):
-        key, score_fn, angles, labels = arguments
-        row = index // len(angles)
-        angle = angles[index % len(angles)]
-        if labels is not None:
-            score_fn = with_label(score_fn, labels[jnp.minimum(row, len(labels) - 1)])
+    def chains(shared, own):
+        key, score_fn = shared
+        _, (row, angle, label) = own
+        score_fn = with_label(score_fn, label)
         first_start, first_keys = split_keys(example_keys(key, 2 * row))
         second_start, second_keys = split_keys(example_keys(key, 2 * row + 1))
 

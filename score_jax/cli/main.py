@@ -30,7 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if is_process:
             interrupts.exit_on_interrupt(EXIT_CODE_INTERRUPTED)
-        return _main(sys.argv[1:] if is_process else list(arguments))
+        from score_jax.cli.flags import parse
+
+        command = parse(sys.argv[1:] if is_process else list(arguments))
+        if command is None:
+            sys.stdout.flush()
+            return 0
+        devices = choose_devices(command.config, command.devices, command.mode)
+        _keep_compiled(command.cache)
+        finished = _function(command.mode)(command, devices)
     except KeyboardInterrupt:
         if is_process:
             interrupts.end(EXIT_CODE_INTERRUPTED)
@@ -39,25 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of the output has gone, as in `score-jax --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-
-
-def _main(arguments: list[str]) -> int:
-    from score_jax.cli.flags import parse
-
-    try:
-        command = parse(arguments)
-        if command is None:
-            sys.stdout.flush()
-            return 0
-        devices = choose_devices(command.config, command.devices)
-        _keep_compiled(command.cache)
-        finished = _function(command.mode)(command, devices)
     except FloatingPointError as error:
         return _refused(error, 1)
     except ValueError as error:
         return _refused(error)
-    except BrokenPipeError:
-        raise
     except OSError as error:
         return _refused(_system_error(error) if error.errno else error)
     return 0 if finished else EXIT_CODE_INTERRUPTED
@@ -92,25 +85,28 @@ def _system_error(error: OSError) -> str:
     return f"reading or writing failed{where} ({what}): files written so far are kept"
 
 
-def choose_devices(config: Mapping[str, Any], requested: int | None) -> Sequence[Any]:
+def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) -> Sequence[Any]:
     """The devices that share the work: all accelerators, or the cores of the CPU.
 
-    Fewer than half of the cores stay idle if the others divide both batch sizes.
+    Some cores stay idle, fewer than half, if the others divide the batch sizes.
 
     Args:
         config: The config.
         requested: Number of devices; None for all.
+        mode: Name of the mode, whose batches the devices share.
 
     Raises:
         ValueError: If JAX has no device, or fewer than are requested.
     """
     import jax
 
+    from score_jax.cli.modes import MODES
+
     if hasattr(os, "sched_getaffinity"):
         num_cores = len(os.sched_getaffinity(0))
     else:
         num_cores = os.cpu_count() or 1
-    sizes = [config[section]["batch_size"] for section in ("training", "sampling")]
+    sizes = [config[section]["batch_size"] for section in MODES[mode].batches]
     fitting = max(n for n in range(1, num_cores + 1) if all(size % n == 0 for size in sizes))
     num_cpu_devices = requested or (fitting if 2 * fitting > num_cores else num_cores)
     # Other platforms ignore this. In a process that has used JAX before, it is an error, and the

@@ -19,12 +19,14 @@ class Mode(NamedTuple):
         meaning: One line.
         flags: The flags that it uses besides `EVERY_MODE`.
         reads: Names of the settings that it uses, or beginnings of them.
+        batches: Sections of the config whose `batch_size` the devices share.
     """
 
     function: str
     meaning: str
     flags: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("",)
+    batches: tuple[str, ...] = ("sampling",)
 
 
 MODES = {
@@ -32,6 +34,7 @@ MODES = {
         "score_jax.cli.train:train_mode",
         "Train, from the newest checkpoint if there is one, then draw samples.",
         ("dry_run",),
+        batches=("training", "sampling"),
     ),
     "sample": Mode(
         "score_jax.cli.sample:sample_mode",
@@ -44,6 +47,7 @@ MODES = {
         "Compute the held-out loss at every noise level.",
         (),
         ("seed", "loss.", "training.batch_size", *SAME_RUN),
+        batches=("training",),
     ),
     "inpaint": Mode(
         "score_jax.cli.inpaint:inpaint_mode",
@@ -74,11 +78,13 @@ MODES = {
         "Suggest noise levels and a step size for the data at hand.",
         ("subsample", "write"),
         ("seed", "data.", "noise.sigma_min", "sampling.num_steps", "sampling.method"),
+        batches=(),
     ),
     "import": Mode(
         "score_jax.cli.imports:import_mode",
         "Make a workdir of an official PyTorch checkpoint.",
         ("checkpoint",),
+        batches=(),
     ),
 }
 

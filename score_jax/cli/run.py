@@ -16,6 +16,7 @@ import numpy as np
 from score_jax.checkpoint import Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
+from score_jax.cli.modes import MODES
 from score_jax.cli.names import naming
 from score_jax.cli.settings import (
     FREE_TO_CONTINUE,
@@ -220,8 +221,7 @@ def open_run(
     conditional = config["data"]["labels"]
     num_classes = data.num_classes if conditional else None
     model = build.build_model(config["model"], sigmas, num_classes, config["data"])
-    batches = {"train": ("training", "sampling"), "evaluate": ("training",)}
-    for section in batches.get(command.mode, ("sampling",)):
+    for section in MODES[command.mode].batches:
         check_divides(config[section]["batch_size"], len(devices), f"config.{section}.batch_size")
     sampler = annealed_langevin if annealed else build.build_sampler(config["sampling"])
     step_size = build.build_step_size(config["sampling"], sampler, sigmas)

@@ -5,6 +5,7 @@ that TensorBoard shows.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     if run.step == num_steps:
         announce(f"training is complete ({num_steps} steps)")
     else:
+        run = dataclasses.replace(run, state=None)  # `fit` restores it; do not keep it twice.
         run.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(run.folder / "config.json", run.config)
         with stop_requested() as stop, Log(run) as log, naming_optimizer(run):
