@@ -71,6 +71,11 @@ def first_replica(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
+def described(devices: Sequence[jax.Device]) -> str:
+    """The number of devices and their kind, such as "8 x TPU v4"."""
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
 def check_divides(batch_size: int, num_devices: int, name: str = "batch_size") -> None:
     """Raises a ValueError that names the nearest sizes if a batch cannot be split evenly."""
     if batch_size % num_devices:

@@ -25,6 +25,7 @@ from score_jax.devices import (
     AXIS,
     Feed,
     check_divides,
+    described,
     feed,
     first_replica,
     pmap,
@@ -169,8 +170,8 @@ def fit(
     train, held_out, resident = placed(train, held_out, device_megabytes)
     source = feed(train.arrays(), devices, resident)
     state = replicate(state, devices)
-    kind = f"{len(devices)} x {devices[0].device_kind}"
-    announce(f"compiling the training step (batch of {batch_size} on {kind}) ...", progress)
+    where = f"batch of {batch_size} on {described(devices)}"
+    announce(f"compiling the training step ({where}) ...", progress)
     begun = time.monotonic()
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
     held_out_loss = _held_out_loss_fn(
@@ -249,7 +250,7 @@ def compile_steps(
             return state, jax.tree.map(store, metrics, new)
 
         # Steps that are not run leave zeros.
-        types = Metrics(loss=jnp.float32, grad_norm=jnp.float32, nonfinite_level=jnp.int32)
+        types = Metrics(loss=float, grad_norm=float, nonfinite_level=jnp.int32)
         empty = jax.tree.map(lambda dtype: jnp.zeros(steps_per_call, dtype), types)
         return jax.lax.fori_loop(0, number, one_step, (state, empty))
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.devices import check_divides, merge, merge_second, pmap, replicate, split
+from score_jax.devices import check_divides, described, merge, merge_second, pmap, replicate, split
 from score_jax.network import as_pytree, with_label
 from score_jax.noise import (
     checked_sigmas,
@@ -293,8 +293,8 @@ class _Program:
     def compiled(self, batch_size: int, progress: bool) -> Callable:
         """The compiled program; announces its compilation if `progress` is True."""
         if self.executable is None:
-            kind = f"{len(self.devices)} x {self.devices[0].device_kind}"
-            announce(f"compiling the sampler (batch of {batch_size} on {kind}) ...", progress)
+            where = f"batch of {batch_size} on {described(self.devices)}"
+            announce(f"compiling the sampler ({where}) ...", progress)
             begun = time.monotonic()
             leaves = [jax.ShapeDtypeStruct(*shape) for shape in self.shapes]
             mapped = pmap(self.program, self.devices, (None, 0), 0)

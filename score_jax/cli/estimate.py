@@ -10,7 +10,7 @@ import numpy as np
 from score_jax import sampling
 from score_jax.cli import build, samples
 from score_jax.cli.run import Run
-from score_jax.devices import feed, replicate
+from score_jax.devices import described, feed, replicate
 from score_jax.fitting import compile_steps, initial_params
 from score_jax.noise import run_keys
 from score_jax.progress import announce
@@ -29,8 +29,8 @@ def estimate_training(run: Run) -> bool:
     announce(f"state of training: {_megabytes(state_bytes)} per device and per checkpoint")
 
     # Compile the training step as `fit` does, and time a few steps of it.
-    kind = f"{len(run.devices)} x {run.devices[0].device_kind}"
-    announce(f"compiling the training step (batch of {settings['batch_size']} on {kind}) ...")
+    where = f"batch of {settings['batch_size']} on {described(run.devices)}"
+    announce(f"compiling the training step ({where}) ...")
     begun = time.monotonic()
     step_fn, state, arguments = _training_step(run)
     compile_seconds = time.monotonic() - begun

@@ -48,15 +48,13 @@ def config_for(checkpoint: str) -> str:
 
 
 def _read(checkpoint: str) -> Any:
-    """The official checkpoint in a file, as `read_official` returns it."""
+    """The official checkpoint in a file; errors speak of the flag instead of the argument."""
     from score_jax.models.official import read_official
 
-    if not Path(checkpoint).expanduser().is_file():
-        raise FileNotFoundError(
-            f"--checkpoint={checkpoint} is not a file: it must name an official .pth, or an .npz "
-            "of the arrays of its state dict"
-        )
-    return read_official(checkpoint)
+    try:
+        return read_official(checkpoint)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("path=", "--checkpoint=", 1)) from error
 
 
 def import_mode(command: Command, devices: Sequence[Any]) -> bool:

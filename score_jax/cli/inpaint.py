@@ -93,9 +93,9 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     with naming_step_size(run):
         ends = run_chains(
             _program(run, label),
-            (key, run.score_fn(run.state.ema_params), mask),
+            (key, run.score_fn(run.state.ema_params), originals.x, mask),
             chains,
-            per_chain=np.repeat(originals.x, completions, axis=0),
+            per_chain=np.repeat(np.arange(number, dtype=np.int32), completions),
             batch_size=run.chains_at_once(chains),
             devices=devices,
             name="inpaint",
@@ -109,13 +109,13 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
 
 
 def _program(run: Run, label: int | None):
-    """((key, score_fn, mask), (index, originals)) -> Trajectory of the chains of one device."""
+    """((key, score_fn, originals, mask), (index, image)) -> Trajectory of one device's chains."""
     settings = run.config["sampling"]
 
     def chains(shared, own):
-        key, score_fn, mask = shared
-        index, originals = own
-        known = run.to_network(originals)
+        key, score_fn, originals, mask = shared
+        index, image = own
+        known = run.to_network(originals[image])
         mask = jnp.broadcast_to(mask, known.shape)
         if label is not None:
             score_fn = with_label(score_fn, jnp.full(len(index), label))

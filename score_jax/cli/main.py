@@ -101,6 +101,7 @@ def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) 
     import jax
 
     from score_jax.cli.modes import MODES
+    from score_jax.devices import described
 
     if hasattr(os, "sched_getaffinity"):
         num_cores = len(os.sched_getaffinity(0))
@@ -123,10 +124,7 @@ def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) 
             "JAX_PLATFORMS=cpu to use the CPU"
         ) from error
     if requested and requested > len(devices):
-        raise ValueError(
-            f"--devices={requested} is more than there are: {len(devices)} x "
-            f"{devices[0].device_kind}"
-        )
+        raise ValueError(f"--devices={requested} is more than there are: {described(devices)}")
     return devices[: requested or len(devices)]
 
 

@@ -28,7 +28,7 @@ from score_jax.cli.settings import (
 from score_jax.cli.table import SETTINGS
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
-from score_jax.devices import check_divides
+from score_jax.devices import check_divides, described
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
 from score_jax.samplers.langevin import annealed_langevin
@@ -80,7 +80,7 @@ class Run:
             f"{self.config['model']['name']} of {num_parameters:,} parameters, "
             f"{len(self.data.train)} training examples {list(self.shape)}, {len(self.sigmas)} "
             f"noise levels from {noise['sigma_max']:g} to {noise['sigma_min']:g}, "
-            f"{len(self.devices)} x {self.devices[0].device_kind}"
+            f"{described(self.devices)}"
         )
 
     @property
