@@ -6,6 +6,7 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,6 +31,7 @@ from score_jax.cli.config_files import load_config
 from score_jax.cli.flags import parse
 from score_jax.cli.settings import ncsn
 from score_jax.data import sources
+from score_jax.samplers.loop import Trajectory
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,20 @@ def test_held_out_images_are_completed(finished, command):
     assert missing.max() <= 1
     with Image.open(finished / "inpainting.png") as picture:
         assert picture.size[0] > picture.size[1] * 0.8
+
+
+def test_every_chain_completes_its_own_image(plain, monkeypatch):
+    """A sampler that returns the images that it is asked to complete, in batches of 16 chains."""
+
+    def given(keys, score_fn, x, known, mask, sigmas, **settings):
+        finite = jnp.ones((len(sigmas), len(known)), bool)
+        return Trajectory(known, jnp.zeros((0, *known.shape)), finite)
+
+    monkeypatch.setattr(inpaint, "inpaint", given)
+    run_mode(make_command(plain, "inpaint", saved_config(plain), number=5, completions=4))
+    found = load(plain / "inpainting.npz")
+    expected = np.repeat(found["originals"][:, None], 4, axis=1)
+    np.testing.assert_array_equal(found["completions"], expected)
 
 
 def test_own_image_and_mask_files_are_completed(finished, command, tmp_path):

@@ -165,6 +165,20 @@ def test_a_chain_that_is_not_finite_is_named():
         sj.sample(bad_end, SIGMAS, number=2, shape=(2,), progress=False)
 
 
+def test_every_chain_has_its_own_label_in_every_batch():
+    """Classes are Gaussians of mean 3 label and standard deviation 0.1."""
+
+    def score_fn(x, level, label):
+        return (3.0 * label[:, None] - x) / (0.01 + SIGMAS[level][:, None] ** 2)
+
+    label = np.array([4, 0, 3, 1, 2])
+    settings = {"number": 5, "shape": (1,), "num_steps": 30, "batch_size": 4, "progress": False}
+    x = sj.sample(score_fn, SIGMAS, label=label, **settings)
+    np.testing.assert_array_equal(np.round(x[:, 0] / 3), label)
+    one_class = sj.sample(score_fn, SIGMAS, label=3, **settings)
+    np.testing.assert_array_equal(np.round(one_class[:, 0] / 3), np.full(5, 3))
+
+
 def test_chains_that_only_fill_up_the_last_batch_are_not_checked():
     def program(shared, own):
         index, _ = own
