@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import tempfile
+import threading
 
 # Before jax is imported, and for the processes that tests start.
 # Collectives of several CPU devices on few cores need more threads than cores.
@@ -11,6 +13,11 @@ os.environ.setdefault("NPROC", "32")
 CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# Tests send Ctrl-C to their own processes, which would inherit that a background job ignores it.
+is_main = threading.current_thread() is threading.main_thread()
+if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import pytest
