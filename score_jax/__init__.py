@@ -8,6 +8,7 @@ or `sj.NCSN` are imported when they are first used.
     analytic       densities with closed-form scores
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
+    continuous_score   the score at any sigma
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _HOMES = {
     "noise": (
+        "edm_sigmas",
         "example_keys",
         "geometric_sigmas",
         "perturb",
@@ -44,6 +46,7 @@ _HOMES = {
     "analytic": ("gaussian_score_fn", "mixture_score_fn", "mixture_log_density", "sample_mixture"),
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
+    "continuous_score": ("continuous",),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.noise import sigma_of
+from score_jax.noise import sigma_at, sigma_of
 from score_jax.typing import Array, Batch, Float, Keys, Losses, ScoreFn, Sigmas
 
 PerMode = Float[Array, "modes"] | Float[np.ndarray, "modes"]
@@ -41,7 +41,7 @@ def mixture_score_fn(weights: PerMode, means: Centres, scales: PerMode, sigmas: 
 
     def score_fn(x, level):
         # Variances are [batch, modes].
-        variances = scales[None] ** 2 + jnp.asarray(sigmas)[level][:, None] ** 2
+        variances = scales[None] ** 2 + sigma_at(level, sigmas)[:, None] ** 2
         offsets = means.reshape(1, len(means), -1) - x.reshape(len(x), 1, -1)
         dimension = offsets.shape[2]
         squares = jnp.sum(offsets**2, axis=2)

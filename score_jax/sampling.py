@@ -96,6 +96,7 @@ def sample(
     start: Start | None = None,
     seed: int = 0,
     label: int | np.ndarray | None = None,
+    condition: Any = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     num_snapshots: int = 0,
@@ -120,6 +121,9 @@ def sample(
         seed: Seed of the samples, in [0, 2**32).
         label: Class of all samples, or int [number]; `score_fn` is then
             (x, level, label) -> score.
+        condition: Pytree of arrays [number, ...], such as measurements; `score_fn` is then
+            (x, level, condition) -> score and receives the entries of its chains. Excludes
+            `label`.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
         devices: Devices that share the chains; None takes all local ones.
         num_snapshots: Number of intermediate states per chain in the callbacks' trajectories.
@@ -139,6 +143,8 @@ def sample(
         raise ValueError(f"number={number} must be at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    if condition is not None:
+        _check_condition(condition, label, number)
     sigmas = jnp.asarray(checked_sigmas(sigmas))
     if step_size is None:
         step_size = default_step_size(sampler, sigmas, num_steps)
@@ -159,7 +165,7 @@ def sample(
         chains,
         (run_keys(seed)["sample"], as_pytree(score_fn)),
         number,
-        per_chain=_labels(label, number),
+        per_chain=_labels(label, number) if condition is None else condition,
         batch_size=batch_size,
         devices=devices,
         callbacks=callbacks,
@@ -191,19 +197,20 @@ class Chains:
     denoise: bool
     num_snapshots: int = 0
 
-    def __call__(self, shared: tuple[OneKey, Callable], own: tuple[Array, Array | None]):
+    def __call__(self, shared: tuple[OneKey, Callable], own: tuple[Array, Any]):
         """Runs the chains of one device.
 
         Args:
             shared: Key from which chain i folds its keys, and the score function.
-            own: Index of each chain, int [share], and their labels, int [share] or None.
+            own: Index of each chain, int [share], and the last argument of the score function:
+                labels int [share], another condition, or None.
         """
         key, score_fn = shared
-        index, label = own
+        index, condition = own
         start_keys, chain_keys = split_keys(example_keys(key, index))
         return self.sampler(
             chain_keys,
-            with_label(score_fn, label),
+            with_label(score_fn, condition),
             self.start(start_keys, self.shape),
             jnp.asarray(self.sigmas),
             step_size=self.step_size,
@@ -332,6 +339,18 @@ def _check_finite(trajectory: Trajectory, first: int) -> None:
         f"chain {first + chain} is not finite after {where}: lower step_size, or train the "
         "network longer"
     )
+
+
+def _check_condition(condition: Any, label: Any, number: int) -> None:
+    """Raises a ValueError if a condition cannot be shared out among `number` chains."""
+    if label is not None:
+        raise ValueError("label and condition exclude each other: make the label a part of it")
+    for leaf in jax.tree.leaves(condition):
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] != number:
+            raise ValueError(
+                f"condition has an array {list(np.shape(leaf))}, but its arrays must have one "
+                f"entry per chain: [{number}, ...]"
+            )
 
 
 def _labels(label: int | np.ndarray | None, number: int) -> np.ndarray | None:

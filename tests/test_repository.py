@@ -21,7 +21,7 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
     ["noise", "ops.winograd", "data.layout", "checkpoint", "evaluation.neighbors", "schedule"],
-    ["network", "devices", "analytic"],
+    ["network", "devices", "analytic", "continuous_score"],
     ["data.transforms", "data.examples", "data.files", "data.sources"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
     ["samplers.langevin", "samplers.consistent", "models.preconditioning", "models.layers"],
