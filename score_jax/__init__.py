@@ -49,7 +49,7 @@ _HOMES = {
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("continuous",),
-    "guidance": ("class_guidance", "without_label"),
+    "guidance": ("class_guidance", "with_fixed_label", "without_label"),
     "gaussian_law": ("final_variance",),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),

@@ -52,7 +52,21 @@ def without_label(score_fn: Callable[..., Array], num_classes: int) -> Callable[
         (x, level) -> score, as a pytree of the arrays of `score_fn`. Further arguments are
         ignored.
     """
-    return jax.tree_util.Partial(_unlabelled, as_pytree(score_fn), jnp.int32(num_classes))
+    return with_fixed_label(score_fn, num_classes)
+
+
+def with_fixed_label(score_fn: Callable[..., Array], label: int | Array) -> Callable[..., Array]:
+    """The score of a conditional network with one label for all examples.
+
+    Args:
+        score_fn: (x, level, label) -> score.
+        label: The label, a scalar.
+
+    Returns:
+        (x, level) -> score, as a pytree of the arrays of `score_fn`. Further arguments are
+        ignored.
+    """
+    return jax.tree_util.Partial(_labelled, as_pytree(score_fn), jnp.int32(label))
 
 
 def _guided(conditional, unconditional, weight, x, level, *label):
@@ -61,5 +75,5 @@ def _guided(conditional, unconditional, weight, x, level, *label):
     return (base + weight.astype(base.dtype) * toward).astype(x.dtype)
 
 
-def _unlabelled(score_fn, no_class, x, level, *label):
-    return score_fn(x, level, jnp.broadcast_to(no_class, x.shape[:1]))
+def _labelled(score_fn, fixed, x, level, *label):
+    return score_fn(x, level, jnp.broadcast_to(fixed, x.shape[:1]))

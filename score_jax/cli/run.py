@@ -29,6 +29,7 @@ from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
 from score_jax.devices import check_divides
+from score_jax.guidance import class_guidance, without_label
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
 from score_jax.samplers.langevin import annealed_langevin
@@ -91,6 +92,25 @@ class Run:
     def score_fn(self, params: Params) -> Callable[..., Array]:
         """The score function of the network with these parameters."""
         return score_fn(self.model, params)
+
+    def guided_score_fn(self, params: Params, weight: float | None) -> Callable[..., Array]:
+        """`score_fn` with classifier-free guidance; None for no guidance.
+
+        Raises:
+            ValueError: If the network has not learned the unconditional score as well.
+        """
+        if weight is None:
+            return self.score_fn(params)
+        dropout = self.config["data"]["label_dropout"]
+        if not self.conditional or not dropout:
+            raise ValueError(
+                f"--guidance={weight:g} needs a network that was trained with "
+                f"config.data.labels=True and config.data.label_dropout above 0, but that of "
+                f"--workdir={self.folder} has {self.conditional} and {dropout:g}"
+            )
+        conditional = self.score_fn(params)
+        base = without_label(conditional, self.data.num_classes)
+        return class_guidance(conditional, base, weight)
 
     def sampling(self, number: int) -> dict[str, Any]:
         """Arguments of `sampling.sample` for `number` samples, apart from their labels."""
