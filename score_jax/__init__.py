@@ -9,6 +9,7 @@ or `sj.NCSN` are imported when they are first used.
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
     continuous_score   the score at any sigma
+    likelihood     log densities by the probability-flow ODE
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
@@ -20,7 +21,7 @@ or `sj.NCSN` are imported when they are first used.
     sampling       chains in batches over devices
     checkpoint     training states on disk
     exported       draws from an exported sampler, without the rest of this package
-    evaluation     the objective at every noise level; nearest neighbours
+    evaluation     the objective at every noise level; log densities; nearest neighbours
     progress       the line that shows how far a loop is
     cli            the command `score-jax`
 
@@ -47,6 +48,7 @@ _HOMES = {
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("continuous",),
+    "likelihood": ("bits_per_dimension", "density_flow", "log_density"),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),
@@ -67,6 +69,7 @@ _HOMES = {
     "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),
+    "evaluation.densities": ("Likelihood", "log_likelihood"),
     "evaluation.objective": ("evaluate", "losses_per_level"),
     "evaluation.neighbors": ("nearest_neighbors",),
 }

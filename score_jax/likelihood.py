@@ -10,11 +10,16 @@ removed. It is evaluated at `x` as given; no noise is added to `x`.
 
 Another prior costs on average the Kullback-Leibler divergence from the exact density at sigma_max
 to it, in nats per example: mean log densities are too low by that much, never too high. The
-default, N(0, sigma_max^2 I), suits a sigma_max far above the spread of the data. For a sigma_max of
-their size, pass the mean and the variance of the data.
+default, N(0, sigma_max^2 I), suits a sigma_max far above the spread of the data. For a sigma_max
+of their size, pass the mean and the variance of the data.
+
+Chains of Langevin dynamics, and networks sampled from another start, have other densities. With
+discrete noise levels the flow passes through all sigmas between them, at which `continuous`
+extends the score: this network's density, too, is exact, whether or not the network is.
 
 Reference: Song et al. (2021), "Score-based generative modeling through stochastic differential
-equations", equation 39 and appendix D.2; Grathwohl et al. (2019), "FFJORD", for the trace estimator.
+equations", equation 39 and appendix D.2. Grathwohl et al. (2019), "FFJORD: free-form continuous
+dynamics for scalable reversible generative models", for the estimator of the trace.
 """
 
 import math
@@ -34,8 +39,8 @@ CHUNK = 64
 """Number of directions of an exact trace that are differentiated at once."""
 STAGES = 6
 """Evaluations of the score per step of the solver, Tsit5."""
-FIRST = 3
-"""Evaluations before the first step: two choose its size, one starts it."""
+FIRST_STEP = 1 / 32
+"""Size of the first step, as a part of the path."""
 
 Moment = float | Float[Array, "*shape"] | Float[np.ndarray, "*shape"]
 """One number for all dimensions, or an array of the shape of an example."""
@@ -119,7 +124,7 @@ def density_flow(
     """
     # Check all that can be checked, on Python numbers.
     x = check_batch(x, keys if num_probes is not None else None)
-    _check_solver(num_probes, rtol, atol, max_steps)
+    check_solver(num_probes, rtol, atol, max_steps)
     sigmas = _checked_ends(sigmas)
     prior = _checked_prior(prior_log_density, mean, variance, x, sigmas[0])
     if num_probes is not None and keys is None:
@@ -137,17 +142,18 @@ def density_flow(
     end, changes, steps, done = jax.vmap(one)(keys, x, condition)
     by_probe = jnp.expand_dims(prior(end), 1) + changes
     by_probe = jnp.where(done[:, None], by_probe, jnp.nan)
-    return DensityFlow(by_probe.mean(axis=1), by_probe, end, FIRST + STAGES * steps)
+    return DensityFlow(by_probe.mean(axis=1), by_probe, end, 1 + STAGES * steps)
 
 
 def bits_per_dimension(
-    log_density: Array | np.ndarray, dimension: int, num_values: int = 1
-) -> Array | np.ndarray:
+    log_density: Array | np.ndarray | float, dimension: int, num_values: int = 1
+) -> Array | np.ndarray | float:
     """Code length in bits per dimension, -log2 p / D + log2 num_values.
 
-    For integers v in [0, num_values)^D that are dequantised to (v + u) / num_values with u ~ U[0, 1),
-    its expectation over u is an upper bound on -log2 P(v) / D, where P(v) is the probability that
-    the density gives to the cell of v. The term log2 num_values is the volume of the cell.
+    For integers v in [0, num_values)^D that are dequantised to (v + u) / num_values with
+    u ~ U[0, 1), its expectation over u is an upper bound on -log2 P(v) / D, where P(v) is the
+    probability that the density gives to the cell of v. The term log2 num_values is that of the
+    cell's volume.
 
     Args:
         log_density: In nats, of data on the scale of the dequantised values.
@@ -182,21 +188,25 @@ def _solve(score_at, x, probes, ends, rtol, atol, max_steps):
         and True if the solver finished.
     """
     sigma_max, sigma_min = ends
+    log_ratio = jnp.log(sigma_max / sigma_min)
 
     # States are divided by sigma, so that tolerances hold at every noise level and in every unit.
-    def slope(log_sigma, state, _):
-        sigma = jnp.exp(log_sigma)
+    def slope(part, state, _):
+        sigma = sigma_min * jnp.exp(part * log_ratio)
         scaled = state[0]
         score, divergences = _divergence(lambda x: score_at(x, sigma), sigma * scaled, probes)
-        return -sigma * score - scaled, -(sigma**2) * divergences / x.size
+        changes = -(sigma**2) * divergences / x.size
+        return log_ratio * (-sigma * score - scaled), log_ratio * changes
 
+    # With ends that are no arrays, the solver checks them here and not by a callback to the host.
+    number = x.dtype.type
     num_estimates = 1 if probes is None else len(probes)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(slope),
         diffrax.Tsit5(),
-        t0=jnp.log(sigma_min),
-        t1=jnp.log(sigma_max),
-        dt0=None,
+        t0=number(0),
+        t1=number(1),
+        dt0=number(FIRST_STEP),
         y0=(x / sigma_min, jnp.zeros(num_estimates, x.dtype)),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_error_norm),
         max_steps=max_steps,
@@ -234,22 +244,21 @@ def _rademacher(key, num_probes, x):
 
 def _score_of_one(score_fn, sigmas, condition):
     """(x [*shape], sigma) -> score [*shape], of one example with its condition."""
+    own = ()
     if condition is not None:
-        condition = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), condition)
-        conditional = score_fn
-        score_fn = lambda x, level: conditional(x, level, condition)  # noqa: E731
-    at = continuous(score_fn, sigmas)
+        own = (jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), condition),)
 
-    def score_at(x, sigma):
-        score = at(x[None], sigma[None])
-        if score.shape != (1, *x.shape):
+    def checked(x, level):
+        score = score_fn(x, level, *own)
+        if score.shape != x.shape:
             raise ValueError(
-                f"score_fn returns {list(score.shape)} for one example {[1, *x.shape]}: what "
+                f"score_fn returns {list(score.shape)} for one example {list(x.shape)}: what "
                 "differs between examples must be passed as condition"
             )
-        return score[0]
+        return score
 
-    return score_at
+    at = continuous(checked, sigmas)
+    return lambda x, sigma: at(x[None], sigma[None])[0]
 
 
 def _gaussian_prior(mean, variance, x, sigma_max):
@@ -279,8 +288,8 @@ def _checked_prior(prior_log_density, mean, variance, x, sigma_max):
     for name, value in (("mean", mean), ("variance", variance)):
         if jnp.shape(value) not in ((), x.shape[1:]):
             raise ValueError(
-                f"{name} has shape {list(jnp.shape(value))}, but must be a number or have the shape "
-                f"of an example, {list(x.shape[1:])}"
+                f"{name} has shape {list(jnp.shape(value))}, but must be a number or have the "
+                f"shape of an example, {list(x.shape[1:])}"
             )
     if not isinstance(variance, jax.core.Tracer) and not (np.asarray(variance) >= 0).all():
         raise ValueError(f"variance={np.min(variance)} must be 0 or above")
@@ -298,7 +307,7 @@ def _checked_ends(sigmas):
     return sigmas
 
 
-def _check_solver(num_probes, rtol, atol, max_steps):
+def check_solver(num_probes, rtol, atol, max_steps):
     """Raises a ValueError for numbers that are out of range."""
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1, or None for an exact trace")
