@@ -126,11 +126,12 @@ def density_flow(
     x = check_batch(x, keys if num_probes is not None else None)
     check_solver(num_probes, rtol, atol, max_steps)
     sigmas = _checked_ends(sigmas)
-    prior = _checked_prior(prior_log_density, mean, variance, x, sigmas[0])
+    check_prior(prior_log_density, mean, variance, x.shape[1:])
     if num_probes is not None and keys is None:
         raise ValueError(f"num_probes={num_probes} needs keys: give one key per example")
 
     ends = sigmas[jnp.asarray([0, -1])].astype(float_dtype(x))
+    prior = prior_log_density or _gaussian_prior(mean, variance, x, ends[0])
 
     def one(key, x, condition):
         probes = None if num_probes is None else _rademacher(key, num_probes, x)
@@ -192,27 +193,28 @@ def _solve(score_at, x, probes, ends, rtol, atol, max_steps):
 
     # States are divided by sigma, so that tolerances hold at every noise level and in every unit.
     def slope(part, state, _):
+        part, scaled = part.astype(x.dtype), state[0].astype(x.dtype)
         sigma = sigma_min * jnp.exp(part * log_ratio)
-        scaled = state[0]
         score, divergences = _divergence(lambda x: score_at(x, sigma), sigma * scaled, probes)
-        changes = -(sigma**2) * divergences / x.size
-        return log_ratio * (-sigma * score - scaled), log_ratio * changes
+        slopes = (-sigma * score - scaled, -(sigma**2) * divergences / x.size)
+        return jax.tree.map(lambda slope, y: (log_ratio * slope).astype(y.dtype), slopes, state)
 
-    # With ends that are no arrays, the solver checks them here and not by a callback to the host.
-    number = x.dtype.type
+    # Ends that are Python numbers are checked here, not by a callback to the host; where 64 bits
+    # are enabled, the solver then keeps its state in float64.
     num_estimates = 1 if probes is None else len(probes)
+    state = (x / sigma_min, jnp.zeros(num_estimates, x.dtype))
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(slope),
         diffrax.Tsit5(),
-        t0=number(0),
-        t1=number(1),
-        dt0=number(FIRST_STEP),
-        y0=(x / sigma_min, jnp.zeros(num_estimates, x.dtype)),
+        t0=0.0,
+        t1=1.0,
+        dt0=FIRST_STEP,
+        y0=state,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_error_norm),
         max_steps=max_steps,
         throw=False,
     )
-    scaled, changes = (values[0] for values in solution.ys)
+    scaled, changes = (values[0].astype(x.dtype) for values in solution.ys)
     done = solution.result == diffrax.RESULTS.successful
     return sigma_max * scaled, x.size * changes, solution.stats["num_steps"], done
 
@@ -264,36 +266,47 @@ def _score_of_one(score_fn, sigmas, condition):
 def _gaussian_prior(mean, variance, x, sigma_max):
     """The log density of N(mean, sigma_max^2 + variance) with independent dimensions."""
     dtype, shape = float_dtype(x), x.shape[1:]
-    mean = jnp.broadcast_to(jnp.asarray(mean, dtype), shape)[None]
-    total = jnp.broadcast_to(jnp.asarray(variance, dtype) + sigma_max.astype(dtype) ** 2, shape)
+    mean = jnp.asarray(0.0 if mean is None else mean, dtype)
+    total = jnp.asarray(0.0 if variance is None else variance, dtype) + sigma_max**2
+    mean, total = (jnp.broadcast_to(value, shape)[None] for value in (mean, total))
 
     def prior_log_density(x):
-        exponents = (x - mean) ** 2 / total[None] + jnp.log(2 * jnp.pi * total)[None]
-        return -0.5 * sum_per_example(exponents)
+        return -0.5 * sum_per_example((x - mean) ** 2 / total + jnp.log(2 * jnp.pi * total))
 
     return prior_log_density
 
 
-def _checked_prior(prior_log_density, mean, variance, x, sigma_max):
-    """The log density of the prior, after a check of its arguments."""
-    if prior_log_density is not None:
-        if mean is not None or variance is not None:
-            raise ValueError(
-                "prior_log_density excludes mean and variance, which describe a Gaussian prior: "
-                "give one or the other"
-            )
-        return prior_log_density
-    mean = 0.0 if mean is None else mean
-    variance = 0.0 if variance is None else variance
-    for name, value in (("mean", mean), ("variance", variance)):
-        if jnp.shape(value) not in ((), x.shape[1:]):
+def check_prior(
+    prior_log_density: Callable | None,
+    mean: Moment | None,
+    variance: Moment | None,
+    shape: tuple[int, ...],
+) -> None:
+    """Raises a ValueError for arguments of a prior that do not fit each other or the examples.
+
+    Args:
+        prior_log_density: Log density of a prior; None for a Gaussian.
+        mean: Mean of the data, or None.
+        variance: Variance of the data, or None.
+        shape: Shape of an example.
+    """
+    given = {"mean": mean, "variance": variance}
+    given = {name: value for name, value in given.items() if value is not None}
+    if prior_log_density is not None and given:
+        raise ValueError(
+            "prior_log_density excludes mean and variance, which describe a Gaussian prior: give "
+            "one or the other"
+        )
+    for name, value in given.items():
+        if jnp.shape(value) not in ((), tuple(shape)):
             raise ValueError(
                 f"{name} has shape {list(jnp.shape(value))}, but must be a number or have the "
-                f"shape of an example, {list(x.shape[1:])}"
+                f"shape of an example, {list(shape)}"
             )
-    if not isinstance(variance, jax.core.Tracer) and not (np.asarray(variance) >= 0).all():
+    if isinstance(variance, jax.core.Tracer | None):
+        return
+    if not (np.asarray(variance) >= 0).all():
         raise ValueError(f"variance={np.min(variance)} must be 0 or above")
-    return _gaussian_prior(mean, variance, x, sigma_max)
 
 
 def _checked_ends(sigmas):
@@ -307,8 +320,8 @@ def _checked_ends(sigmas):
     return sigmas
 
 
-def check_solver(num_probes, rtol, atol, max_steps):
-    """Raises a ValueError for numbers that are out of range."""
+def check_solver(num_probes: int | None, rtol: Scalar, atol: Scalar, max_steps: int) -> None:
+    """Raises a ValueError for numbers that are out of range, as in `density_flow`."""
     if num_probes is not None and num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1, or None for an exact trace")
     for name, value in (("rtol", rtol), ("atol", atol)):

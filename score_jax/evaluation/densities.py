@@ -1,14 +1,17 @@
 """Log densities of many examples, over all devices, with their errors."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from score_jax.data.transforms import prepare_pixels
 from score_jax.devices import check_divides, feed, merge, pmap, replicate, split
-from score_jax.likelihood import Moment, check_solver, density_flow
+from score_jax.likelihood import Moment, check_prior, check_solver, density_flow
 from score_jax.network import as_pytree
 from score_jax.noise import example_keys, run_keys
 from score_jax.progress import Progress, announce
@@ -95,43 +98,30 @@ def log_likelihood(
     devices = tuple(devices or jax.local_devices())
     check_divides(batch_size, len(devices))
     check_solver(num_probes, rtol, atol, max_steps)
+    check_prior(prior_log_density, mean, variance, x.shape[1:])
     number = x.shape[0]
     fits = x.nbytes <= device_megabytes * 1_000_000
     stored = x[:] if fits else x
     arrays = (stored,) if label is None else (stored, np.asarray(label))
     source = feed(arrays, devices, resident=fits)
-
-    def batch_densities(fixed, index, arguments):
-        key, score_fn, resident, looser = fixed
-        prepare_key, probe_key = jax.random.split(key)
-        x, *label = source.take(resident, arguments)
-        x, label = prepare(example_keys(prepare_key, index), x, label[0] if label else None)
-        flow = density_flow(
-            example_keys(probe_key, index),
-            score_fn,
-            x,
-            sigmas,
-            condition=label,
-            num_probes=num_probes,
-            mean=mean,
-            variance=variance,
-            prior_log_density=prior_log_density,
-            rtol=looser * rtol,
-            atol=looser * atol,
-            max_steps=max_steps,
-        )
-        volume = 0.0 if log_volume is None else log_volume(x)[:, None]
-        return flow.probe_log_density + volume, flow.num_evaluations
-
-    key = run_keys(seed)["evaluate"]
-    fixed = (key, replicate(as_pytree(score_fn), devices), source.resident)
-    program = pmap(batch_densities, devices, (None, 0, 0), 0)
+    program = Densities(
+        sigmas=tuple(np.asarray(sigmas).tolist()),
+        prepare=prepare,
+        log_volume=log_volume,
+        num_probes=num_probes,
+        prior_log_density=prior_log_density,
+        max_steps=max_steps,
+    )
+    moments = {"mean": mean, "variance": variance}
+    solve = _mapped(program, devices)
+    shared = (replicate(as_pytree(score_fn), devices), source.resident, moments)
 
     def solved(first, looser=1.0):
         # The last batch is filled up with examples from the beginning.
         index = first + np.arange(batch_size)
-        arguments = source.fetch(index % number)
-        found = program((*fixed, np.float32(looser)), split(index, len(devices)), arguments)
+        tolerances = {"rtol": np.float32(looser * rtol), "atol": np.float32(looser * atol)}
+        fixed = (run_keys(seed)["evaluate"], *shared, tolerances)
+        found = solve(fixed, split(index, len(devices)), source.fetch(index % number))
         densities, evaluations = (merge(array)[: number - first] for array in found)
         _check_finite(densities, first, max_steps)
         return densities.astype(np.float64), evaluations
@@ -145,6 +135,60 @@ def log_likelihood(
     loose, _ = solved(0, LOOSER)
     likelihood = _summary(*map(np.concatenate, zip(*found, strict=True)), loose)
     return likelihood if num_probes else likelihood._replace(trace_error=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Densities:
+    """The log densities of one device's examples, as a program; equal for equal settings.
+
+    Attributes:
+        sigmas: Noise levels, decreasing.
+        prepare: (keys, x, label) -> (x, label).
+        log_volume: Prepared x -> [batch], added to the log densities; None adds nothing.
+        num_probes: Number of probes per example; None for an exact trace.
+        prior_log_density: Log density of the prior; None for a Gaussian.
+        max_steps: Largest number of steps per example.
+    """
+
+    sigmas: tuple[float, ...]
+    prepare: Callable[..., tuple[Array, Array | None]]
+    log_volume: Callable[[Array], Array] | None
+    num_probes: int | None
+    prior_log_density: Callable[[Array], Array] | None
+    max_steps: int
+
+    def __call__(self, fixed: tuple, index: Array, arguments: tuple) -> tuple[Array, Array]:
+        """Log densities by each probe, [share, probes], and numbers of evaluations, [share].
+
+        Args:
+            fixed: Key, score function, resident examples, moments of the prior and tolerances.
+            index: Index of each example, int [share].
+            arguments: Those of the examples, as `devices.feed` fetches them.
+        """
+        key, score_fn, resident, moments, tolerances = fixed
+        prepare_key, probe_key = jax.random.split(key)
+        x, *label = [array[arguments[0]] for array in resident] or arguments
+        x, label = self.prepare(example_keys(prepare_key, index), x, label[0] if label else None)
+        flow = density_flow(
+            example_keys(probe_key, index),
+            score_fn,
+            x,
+            jnp.asarray(self.sigmas),
+            condition=label,
+            num_probes=self.num_probes,
+            prior_log_density=self.prior_log_density,
+            max_steps=self.max_steps,
+            **moments,
+            **tolerances,
+        )
+        volume = jnp.zeros(len(x)) if self.log_volume is None else self.log_volume(x)
+        return flow.probe_log_density + volume[:, None], flow.num_evaluations
+
+
+@functools.lru_cache(maxsize=8)
+def _mapped(program: Densities, devices: tuple[jax.Device, ...]) -> Callable:
+    """The pmapped program; the same object for equal arguments, which compiles once."""
+    return pmap(program, devices, (None, 0, 0), 0)
 
 
 def _check_finite(densities: np.ndarray, first: int, max_steps: int) -> None:
