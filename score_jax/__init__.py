@@ -11,6 +11,7 @@ or `sj.NCSN` are imported when they are first used.
     continuous_score   the score at any sigma
     guidance       classifier-free guidance
     gaussian_law   the variance with which a sampler's chains end on Gaussian data
+    likelihood     log densities by the probability-flow ODE
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
@@ -22,7 +23,7 @@ or `sj.NCSN` are imported when they are first used.
     sampling       chains in batches over devices
     checkpoint     training states on disk
     exported       draws from an exported sampler, without the rest of this package
-    evaluation     the objective at every noise level; nearest neighbours
+    evaluation     the objective at every noise level; log densities; nearest neighbours
     progress       the line that shows how far a loop is
     cli            the command `score-jax`
 
@@ -51,6 +52,7 @@ _HOMES = {
     "continuous_score": ("continuous",),
     "guidance": ("class_guidance", "with_fixed_label", "without_label"),
     "gaussian_law": ("final_variance",),
+    "likelihood": ("bits_per_dimension", "density_flow", "log_density"),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),
@@ -73,6 +75,7 @@ _HOMES = {
     "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),
+    "evaluation.densities": ("Likelihood", "log_likelihood"),
     "evaluation.objective": ("evaluate", "losses_per_level"),
     "evaluation.neighbors": ("nearest_neighbors",),
 }

@@ -25,6 +25,7 @@ COMPILE_BOUND = {
     "test_few_steps",
     "test_implicit",
     "test_layers",
+    "test_likelihood",
     "test_ncsn",
     "test_networks",
     "test_official",

@@ -23,7 +23,7 @@ LAYERS = [
     ["noise", "ops.winograd", "data.layout", "checkpoint", "evaluation.neighbors", "schedule"],
     ["network", "devices", "analytic", "continuous_score"],
     ["guidance"],
-    ["data.transforms", "data.examples", "data.files", "data.sources"],
+    ["data.transforms", "data.examples", "data.files", "data.sources", "likelihood"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
     [
         "samplers.langevin",
@@ -36,7 +36,7 @@ LAYERS = [
     ["samplers.ode", "samplers.predictor_corrector"],
     ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],
     ["models.ncsn", "models.ncsnv2", "models.mlp", "training"],
-    ["models.official", "fitting", "sampling", "evaluation.objective"],
+    ["models.official", "fitting", "sampling", "evaluation.objective", "evaluation.densities"],
     ["cli"],
 ]
 
@@ -100,6 +100,7 @@ def test_the_modules_of_the_command_form_no_circle():
         ("flax", ("models.",)),
         ("optax", ("training", "cli.")),
         ("orbax", ("checkpoint",)),
+        ("diffrax", ("likelihood",)),
         ("tqdm", ("progress",)),
         ("ml_collections", ("cli.",)),
         ("absl", ("cli.",)),
@@ -129,6 +130,7 @@ HEAVY = {
     "flax",
     "optax",
     "orbax",
+    "diffrax",
     "tensorflow",
     "tensorflow_datasets",
     "ml_collections",

@@ -52,6 +52,12 @@ MODES = {
         ("seed", "loss.", "training.batch_size", *SAME_RUN),
         batches=("training",),
     ),
+    "likelihood": Mode(
+        "score_jax.cli.likelihood:likelihood_mode",
+        "Compute the log density of held-out data, in bits per dimension.",
+        ("number",),
+        ("seed", "sampling.batch_size", *SAME_RUN),
+    ),
     "inpaint": Mode(
         "score_jax.cli.inpaint:inpaint_mode",
         "Complete images of which a part is missing.",
@@ -189,8 +195,8 @@ FLAGS = (
         "number",
         int,
         None,
-        "Number of samples (by default sampling.num_samples), or of held-out images, rows, or "
-        "samples in figures (by default 8).",
+        "Number of samples (by default sampling.num_samples), of held-out examples in likelihood "
+        "(by default all), or of held-out images, rows, or samples in figures (by default 8).",
         low=1,
         high=100_000_000,
     ),
