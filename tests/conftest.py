@@ -22,6 +22,7 @@ install_import_hook("score_jax", "beartype.beartype")
 
 
 COMPILE_BOUND = {
+    "test_few_steps",
     "test_implicit",
     "test_layers",
     "test_likelihood",

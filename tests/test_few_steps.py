@@ -46,7 +46,8 @@ def test_chains_end_with_the_variance_of_the_law(name):
     law = sj.final_variance(SAMPLERS[name], SIGMAS, np.float32([1.0, 0.04]))
     keys = jax.random.split(jax.random.key(0), 2000)
     x = 10 * jax.random.normal(jax.random.key(1), (2000, 50))
-    ends = jax.jit(SAMPLERS[name])(keys, score_fn_of(variance), x, SIGMAS).x
+    score_fn = score_fn_of(variance)
+    ends = jax.jit(lambda keys, x: SAMPLERS[name](keys, score_fn, x, SIGMAS).x)(keys, x)
     found = np.mean(np.asarray(ends, np.float64).reshape(2000, 2, 25) ** 2, axis=(0, 2))
     np.testing.assert_allclose(found / law, 1, atol=5 * np.sqrt(2 / 50_000))
 

@@ -70,5 +70,5 @@ def test_the_dtype_of_x_is_kept():
 
 
 def test_negative_weights_are_refused():
-    with pytest.raises(ValueError, match="weight=-1 must be 0 or above"):
-        sj.class_guidance(gaussian(2.0), gaussian(-1.0), -1)
+    with pytest.raises(ValueError, match=r"weight=-1\.0 must be 0 or above"):
+        sj.class_guidance(gaussian(2.0), gaussian(-1.0), -1.0)
