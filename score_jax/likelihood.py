@@ -13,9 +13,9 @@ to it, in nats per example: mean log densities are too low by that much, never t
 default, N(0, sigma_max^2 I), suits a sigma_max far above the spread of the data. For a sigma_max
 of their size, pass the mean and the variance of the data.
 
-Chains of Langevin dynamics, and networks sampled from another start, have other densities. With
-discrete noise levels the flow passes through all sigmas between them, at which `continuous`
-extends the score: this network's density, too, is exact, whether or not the network is.
+Between discrete noise levels, `continuous_score.continuous` extends the score; the density is
+that of the flow of the extended score. Solutions of the same ODE, from the prior back to
+sigma_min, have it; Langevin dynamics, and chains from another start, have other densities.
 
 Reference: Song et al. (2021), "Score-based generative modeling through stochastic differential
 equations", equation 39 and appendix D.2. Grathwohl et al. (2019), "FFJORD: free-form continuous

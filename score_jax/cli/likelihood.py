@@ -158,7 +158,7 @@ def print_summary(run: Run, report: dict[str, Any]) -> None:
     announce(f"{what}: {values['mean']:.4f}{spread}")
     trace = report["trace"] if report["trace"] == "exact" else f"{values['trace_error']:.2g}"
     announce(
-        f"error of the solver at most {values['solver_error']:.2g}, of the trace {trace} "
+        f"error of the solver about {values['solver_error']:.2g}, of the trace {trace} "
         f"({report['trace']}), {report['evaluations']:.0f} evaluations of the network's score per "
         f"example, {report['seconds']:.0f} s"
     )
