@@ -5,7 +5,7 @@ or `sj.NCSN` are imported when they are first used.
 
     typing         array shapes and protocols: ScoreFn, LossFn, Sampler
     noise          noise levels, perturbed data, one random key per example
-    analytic       densities with closed-form scores
+    analytic       densities with closed-form scores, log densities and posteriors
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
     continuous_score   the score at any sigma
@@ -43,7 +43,16 @@ _HOMES = {
         "stratified_levels",
         "uniform_levels",
     ),
-    "analytic": ("gaussian_score_fn", "mixture_score_fn", "mixture_log_density", "sample_mixture"),
+    "analytic": (
+        "full_gaussian_log_density",
+        "full_gaussian_posterior",
+        "full_gaussian_score_fn",
+        "gaussian_score_fn",
+        "mixture_log_density",
+        "mixture_score_fn",
+        "sample_full_gaussian",
+        "sample_mixture",
+    ),
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("continuous",),
