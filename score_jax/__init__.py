@@ -9,6 +9,8 @@ or `sj.NCSN` are imported when they are first used.
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
     continuous_score   the score at any sigma
+    operators      linear measurements of images, for inverse problems
+    posterior      scores given measurements y = A x + noise, for any sampler
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
@@ -56,6 +58,16 @@ _HOMES = {
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("continuous",),
+    "operators": (
+        "adjoint",
+        "block_mean",
+        "blur",
+        "grayscale",
+        "mask",
+        "masked_fourier",
+        "random_projections",
+        "sum_of_sources",
+    ),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),
