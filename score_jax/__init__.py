@@ -9,6 +9,8 @@ or `sj.NCSN` are imported when they are first used.
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
     continuous_score   the score at any sigma
+    guidance       classifier-free guidance
+    gaussian_law   the variance with which a sampler's chains end on Gaussian data
     operators      linear measurements of images, for inverse problems
     posterior      scores given measurements y = A x + noise, for any sampler
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
@@ -58,6 +60,8 @@ _HOMES = {
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("continuous",),
+    "guidance": ("class_guidance", "without_label"),
+    "gaussian_law": ("final_variance",),
     "operators": (
         "adjoint",
         "block_mean",
@@ -68,12 +72,15 @@ _HOMES = {
         "random_projections",
         "sum_of_sources",
     ),
+    "posterior": ("independent_sources", "likelihood_score", "posterior_score"),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),
     "samplers.loop": ("Trajectory", "anneal", "denoise"),
     "samplers.langevin": ("annealed_langevin", "langevin", "langevin_baseline", "langevin_step"),
     "samplers.consistent": ("ancestral_step_size", "consistent_annealed_sampling"),
+    "samplers.ode": ("probability_flow", "stochastic_heun"),
+    "samplers.predictor_corrector": ("ancestral", "predictor_corrector"),
     "samplers.inpainting": ("inpaint", "toward_known"),
     "samplers.interpolation": ("interpolate", "mixed_normal"),
     "models.ncsn": ("NCSN",),

@@ -8,6 +8,7 @@ batch size or the number of devices.
 
 import dataclasses
 import functools
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ class uniform_start:  # noqa: N801
         return standard_uniform(keys, shape)
 
 
-def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> float:
+def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> float | None:
     """The step size that a sampler's own rule gives for these noise levels.
 
     Args:
@@ -73,14 +74,24 @@ def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> floa
 
     Returns:
         The step size of ancestral sampling for `consistent_annealed_sampling`; otherwise that of
-        technique 4, `schedule.step_size_for`.
+        technique 4, `schedule.step_size_for`. None for samplers without the argument `step_size`.
 
     Raises:
         ValueError: If there are fewer than two levels, or num_steps is less than 1.
     """
+    if not takes_step_size(sampler):
+        return None
     if sampler is consistent_annealed_sampling:
         return ancestral_step_size(sigmas, num_steps)
     return step_size_for(sigmas, num_steps)
+
+
+def takes_step_size(sampler: Callable) -> bool:
+    """True if a sampler has the argument `step_size`."""
+    parameters = inspect.signature(sampler).parameters
+    return "step_size" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
 
 
 def sample(
@@ -111,10 +122,12 @@ def sample(
         sigmas: Noise levels, decreasing, in the unit of the data.
         number: Number of samples.
         shape: Shape of one sample.
-        num_steps: Steps per noise level.
+        num_steps: Steps per noise level; for the samplers of `samplers.ode` and
+            `samplers.predictor_corrector`, steps of the whole chain.
         step_size: Step size at the last level, in the square of the unit; None takes
-            `default_step_size`.
-        sampler: Sampler with the signature of `samplers.langevin.annealed_langevin`.
+            `default_step_size`. Only for samplers with this argument.
+        sampler: Sampler with the signature of `samplers.langevin.annealed_langevin`, or without
+            its `step_size`; `functools.partial` fixes further arguments.
         denoise: If True, end with one step to the posterior mean.
         start: (keys, shape) -> initial states; None draws from N(0, sigma_1^2 I). For images in
             [0, 1], NCSN uses `uniform_start()`.
@@ -146,6 +159,8 @@ def sample(
     if condition is not None:
         _check_condition(condition, label, number)
     sigmas = jnp.asarray(checked_sigmas(sigmas))
+    if step_size is not None and not takes_step_size(sampler):
+        raise ValueError(f"step_size={step_size} cannot be used: the sampler takes no step size")
     if step_size is None:
         step_size = default_step_size(sampler, sigmas, num_steps)
     if start is None:
@@ -157,7 +172,7 @@ def sample(
         shape=shape,
         sigmas=tuple(np.asarray(sigmas).tolist()),
         num_steps=num_steps,
-        step_size=float(step_size),
+        step_size=None if step_size is None else float(step_size),
         denoise=denoise,
         num_snapshots=num_snapshots,
     )
@@ -183,7 +198,8 @@ class Chains:
         shape: Shape of one sample.
         sigmas: Noise levels, decreasing, in the unit of the data.
         num_steps: Steps per noise level.
-        step_size: Step size at the last level, in the square of the unit.
+        step_size: Step size at the last level, in the square of the unit; None for a sampler
+            without one.
         denoise: If True, end with one step to the posterior mean.
         num_snapshots: Number of intermediate states to keep.
     """
@@ -193,7 +209,7 @@ class Chains:
     shape: tuple[int, ...]
     sigmas: tuple[float, ...]
     num_steps: int
-    step_size: float
+    step_size: float | None
     denoise: bool
     num_snapshots: int = 0
 
@@ -208,12 +224,13 @@ class Chains:
         key, score_fn = shared
         index, condition = own
         start_keys, chain_keys = split_keys(example_keys(key, index))
+        step_size = {} if self.step_size is None else {"step_size": self.step_size}
         return self.sampler(
             chain_keys,
             with_label(score_fn, condition),
             self.start(start_keys, self.shape),
             jnp.asarray(self.sigmas),
-            step_size=self.step_size,
+            **step_size,
             num_steps=self.num_steps,
             denoise=self.denoise,
             num_snapshots=self.num_snapshots,

@@ -82,5 +82,5 @@ def test_edm_levels():
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     with pytest.raises(ValueError, match="num_levels=1 must be at least 2"):
         sj.edm_sigmas(1.0, 0.1, 1)
-    with pytest.raises(ValueError, match="rho=-1.0"):
+    with pytest.raises(ValueError, match=r"rho=-1\.0"):
         sj.edm_sigmas(1.0, 0.1, 4, rho=-1.0)

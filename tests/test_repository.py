@@ -20,11 +20,21 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 # A module imports modules of earlier lines only.
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
-    ["noise", "ops.winograd", "data.layout", "checkpoint", "evaluation.neighbors", "schedule"],
+    ["noise", "operators", "ops.winograd", "data.layout", "checkpoint"],
+    ["evaluation.neighbors", "schedule"],
     ["network", "devices", "analytic", "continuous_score"],
+    ["guidance", "posterior"],
     ["data.transforms", "data.examples", "data.files", "data.sources"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
-    ["samplers.langevin", "samplers.consistent", "models.preconditioning", "models.layers"],
+    [
+        "samplers.langevin",
+        "samplers.consistent",
+        "samplers.grid",
+        "gaussian_law",
+        "models.preconditioning",
+        "models.layers",
+    ],
+    ["samplers.ode", "samplers.predictor_corrector"],
     ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],
     ["models.ncsn", "models.ncsnv2", "models.mlp", "training"],
     ["models.official", "fitting", "sampling", "evaluation.objective"],

@@ -77,7 +77,7 @@ MODES = {
         "score_jax.cli.schedule:schedule_mode",
         "Suggest noise levels and a step size for the data at hand.",
         ("subsample", "write"),
-        ("seed", "data.", "noise.sigma_min", "sampling.num_steps", "sampling.method"),
+        ("seed", "data.", "noise.sigma_min", "sampling."),
         batches=(),
     ),
     "import": Mode(

@@ -25,7 +25,7 @@ from score_jax.cli.settings import (
     completed,
     validate,
 )
-from score_jax.cli.table import SETTINGS
+from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
 from score_jax.devices import check_divides
@@ -51,7 +51,7 @@ class Run:
         trainer: The trainer.
         sampler: The sampler.
         start: Distribution from which chains start, (keys, shape) -> x.
-        step_size: Step size of the sampler at the last level.
+        step_size: Step size of the sampler at the last level; None if it takes none.
         state_shape: Shapes and types of the state of training.
         step: Step of the newest checkpoint; None if there is none.
         state: State of that checkpoint, as host arrays; None if there is none.
@@ -67,7 +67,7 @@ class Run:
     trainer: Trainer
     sampler: Callable
     start: Callable
-    step_size: float
+    step_size: float | None
     state_shape: TrainState
     step: int | None
     state: TrainState | None
@@ -106,8 +106,16 @@ class Run:
             "seed": self.config["seed"],
             "batch_size": self.chains_at_once(number),
             "devices": self.devices,
-            "num_snapshots": settings["num_frames"],
+            "num_snapshots": self.num_frames,
         }
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the animation: the config's, or as many as the chain has steps."""
+        settings = self.config["sampling"]
+        if settings["method"] in WHOLE_CHAIN:
+            return min(settings["num_frames"], settings["num_steps"])
+        return settings["num_frames"]
 
     def chains_at_once(self, number: int) -> int:
         """The sampling batch of the config, or less if fewer chains are wanted."""
@@ -297,6 +305,8 @@ def output_settings(
     """
     sampling = config["sampling"]
     own = [name for name in sampling if f"sampling.{name}" not in SETTINGS]
+    if "method" in names:
+        own += build.sampler_arguments(sampling)
     names = ("start", "num_steps", "step_size", "denoise", *names, *own)
     chosen = {name: sampling[name] for name in names}
     return {"seed": config["seed"], "step": step, **chosen, **options}
@@ -308,5 +318,7 @@ def naming_step_size(run: Run) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
+        if run.step_size is None:
+            raise FloatingPointError(str(error).replace("lower step_size, or ", "")) from error
         named = f"lower config.sampling.step_size (now {run.step_size:.3g})"
         raise FloatingPointError(str(error).replace("lower step_size", named)) from error
