@@ -12,6 +12,7 @@ or `sj.NCSN` are imported when they are first used.
     guidance       classifier-free guidance
     gaussian_law   the variance with which a sampler's chains end on Gaussian data
     operators      linear measurements of images, for inverse problems
+    solvers        linear systems, each example of a batch by itself
     posterior      scores given measurements y = A x + noise, for any sampler
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each

@@ -21,7 +21,7 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint"],
-    ["evaluation.neighbors", "schedule"],
+    ["evaluation.neighbors", "schedule", "solvers"],
     ["network", "devices", "analytic", "continuous_score"],
     ["guidance", "posterior"],
     ["data.transforms", "data.examples", "data.files", "data.sources"],
