@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import score_jax as sj
-from score_jax.operators import adjoint
 from score_jax.posterior import METHODS, posterior_score
 from score_jax.samplers.ode import probability_flow
 from score_jax.solvers import conjugate_residuals
@@ -45,12 +44,19 @@ def draws(batch, seed=0):
     return x * (1 + SIGMAS[level][:, None, None, None]), level
 
 
+@jax.jit
+def run(function, *arguments):
+    """One program instead of one for each operation; score functions and operators are pytrees."""
+    return function(*arguments)
+
+
 def measurement(operator, seed=5):
     return operator(jax.random.normal(jax.random.key(seed), (1, *SHAPE)))
 
 
-@pytest.mark.parametrize("fractional", [False, True])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    ("name", "fractional"), [*((n, True) for n in OPERATORS), ("mask", False)]
+)
 def test_moment_matching_is_the_exact_posterior_score_of_gaussians(name, fractional):
     """The posterior of a Gaussian is a Gaussian, perturbed by the same noise."""
     operator = OPERATORS[name]
@@ -59,9 +65,9 @@ def test_moment_matching_is_the_exact_posterior_score_of_gaussians(name, fractio
     if fractional:
         level = jnp.linspace(0, 5, 12)
     means, rest = sj.full_gaussian_posterior(MEAN, COVARIANCE, operator, y, NOISE)
-    expected = sj.full_gaussian_score_fn(means[0], rest, SIGMAS)(x, level)
+    expected = run(sj.full_gaussian_score_fn(means[0], rest, SIGMAS), x, level)
     settings = {"num_iterations": 60, "tolerance": 0.0}
-    found = jax.jit(posterior_score(PRIOR, y, operator, NOISE, SIGMAS, **settings))(x, level)
+    found = run(posterior_score(PRIOR, y, operator, NOISE, SIGMAS, **settings), x, level)
     # Compare the denoised images, in posterior standard deviations.
     sigma = np.asarray(sj.noise.sigma_of(level, SIGMAS, x))
     error = sigma**2 * np.asarray(found - expected) / np.sqrt(np.diag(rest)).reshape(SHAPE)
@@ -69,7 +75,7 @@ def test_moment_matching_is_the_exact_posterior_score_of_gaussians(name, fractio
 
 
 @pytest.mark.parametrize("method", ["moment_matching", "pseudo_inverse"])
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", ["blur", "projections"])
 def test_both_covariances_are_exact_for_white_gaussians(name, method):
     """Cov[x_0 | x] is r^2 I there, if v is the variance of the data."""
     operator, variance = OPERATORS[name], 0.5
@@ -77,10 +83,10 @@ def test_both_covariances_are_exact_for_white_gaussians(name, method):
     x, level = draws(12)
     white = variance * np.eye(16, dtype=np.float32)
     means, rest = sj.full_gaussian_posterior(MEAN, white, operator, y, NOISE)
-    expected = sj.full_gaussian_score_fn(means[0], rest, SIGMAS)(x, level)
+    expected = run(sj.full_gaussian_score_fn(means[0], rest, SIGMAS), x, level)
     prior = sj.gaussian_score_fn(jnp.asarray(MEAN), variance, SIGMAS)
     settings = {"method": method, "variance": variance, "tolerance": 0.0}
-    found = posterior_score(prior, y, operator, NOISE, SIGMAS, **settings)(x, level)
+    found = run(posterior_score(prior, y, operator, NOISE, SIGMAS, **settings), x, level)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
 
 
@@ -91,7 +97,8 @@ def test_dps_is_the_stated_gradient():
     prior = sj.mixture_score_fn(
         jnp.array([0.5, 0.5]), jnp.stack([MEAN, -MEAN]), jnp.array([0.5, 1.0]), SIGMAS
     )
-    found = posterior_score(prior, y, operator, NOISE, SIGMAS, method="dps", zeta=0.7)(x, level)
+    score_fn = posterior_score(prior, y, operator, NOISE, SIGMAS, method="dps", zeta=0.7)
+    found = run(score_fn, x, level)
     sigma = SIGMAS[level]
 
     def weighted_norms(x):
@@ -99,7 +106,7 @@ def test_dps_is_the_stated_gradient():
         norms = jnp.sqrt(jnp.sum((y - operator(denoised)) ** 2, axis=1))
         return jnp.sum(0.7 * math.sqrt(6) / sigma * norms)
 
-    expected = prior(x, level) - jax.grad(weighted_norms)(x)
+    expected = jax.jit(lambda x: prior(x, level) - jax.grad(weighted_norms)(x))(x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -125,11 +132,11 @@ def test_a_chain_does_not_depend_on_its_batch(method):
     build = functools.partial(
         posterior_score, operator=operator, noise_std=NOISE, sigmas=SIGMAS, method=method
     )
-    whole = build(PRIOR, y)(x, level)
-    for i in (0, 5):
-        alone = build(PRIOR, y[i : i + 1])(x[i : i + 1], level[i : i + 1])
+    whole = run(build(PRIOR, y), x, level)
+    for i in (0, 11):
+        alone = run(build(PRIOR, y[i : i + 1]), x[i : i + 1], level[i : i + 1])
         np.testing.assert_allclose(alone[0], whole[i], rtol=1e-3, atol=1e-3)
-    assert build(PRIOR, y[:0])(x[:0], level[:0]).shape == (0, *SHAPE)
+    assert run(build(PRIOR, y[:0]), x[:0], level[:0]).shape == (0, *SHAPE)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -140,9 +147,9 @@ def test_one_measurement_serves_all_chains_and_may_be_an_argument(method):
     build = functools.partial(
         posterior_score, operator=operator, noise_std=NOISE, sigmas=SIGMAS, method=method
     )
-    repeated = build(PRIOR, jnp.repeat(y, 6, axis=0))(x, level)
-    np.testing.assert_allclose(build(PRIOR, y)(x, level), repeated, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(build(PRIOR, None)(x, level, y), repeated, rtol=1e-5, atol=1e-6)
+    repeated = run(build(PRIOR, jnp.repeat(y, 6, axis=0)), x, level)
+    for found in (run(build(PRIOR, y), x, level), run(build(PRIOR, None), x, level, y)):
+        np.testing.assert_allclose(found, repeated, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -152,9 +159,9 @@ def test_the_dtype_of_chains_is_kept(method):
     score_fn = posterior_score(
         PRIOR, measurement(operator), operator, NOISE, SIGMAS, method=method
     )
-    half = score_fn(x.astype(jnp.bfloat16), level)
+    half = run(score_fn, x.astype(jnp.bfloat16), level)
     assert half.dtype == jnp.bfloat16
-    whole = score_fn(x.astype(jnp.bfloat16).astype(jnp.float32), level)
+    whole = run(score_fn, x.astype(jnp.bfloat16).astype(jnp.float32), level)
     np.testing.assert_allclose(half.astype(jnp.float32), whole, rtol=0.02, atol=0.02)
 
 
@@ -163,7 +170,7 @@ def test_new_measurements_do_not_compile_again():
     traces = []
 
     @jax.jit
-    def run(score_fn, x, level):
+    def counted(score_fn, x, level):
         traces.append(1)
         return score_fn(x, level)
 
@@ -172,7 +179,7 @@ def test_new_measurements_do_not_compile_again():
         operator = sj.random_projections(jax.random.key(seed), SHAPE, 6)
         prior = sj.full_gaussian_score_fn(MEAN, COVARIANCE * seed, SIGMAS)
         y = measurement(operator, seed)
-        run(posterior_score(prior, y, operator, NOISE * seed, SIGMAS), x, level)
+        counted(posterior_score(prior, y, operator, NOISE * seed, SIGMAS), x, level)
     assert len(traces) == 1
 
 
@@ -180,7 +187,7 @@ def test_it_works_with_sample_on_any_number_of_devices():
     operator = OPERATORS["mask"]
     y = operator(jax.random.normal(jax.random.key(3), (6, *SHAPE)))
     score_fn = posterior_score(PRIOR, None, operator, NOISE, SIGMAS)
-    run = functools.partial(
+    sample = functools.partial(
         sj.sample,
         score_fn,
         SIGMAS,
@@ -190,8 +197,8 @@ def test_it_works_with_sample_on_any_number_of_devices():
         condition=np.asarray(y),
         progress=False,
     )
-    both = run(batch_size=4)
-    one = run(batch_size=3, devices=jax.devices()[:1])
+    both = sample(batch_size=4)
+    one = sample(batch_size=3, devices=jax.devices()[:1])
     np.testing.assert_allclose(both, one, atol=1e-3)
     # The known pixels follow their own measurements.
     assert np.abs(np.asarray(operator(both)) - np.asarray(y)).max() < 6 * NOISE
@@ -210,9 +217,9 @@ def test_scores_of_whole_levels_are_used_between_levels_by_the_rule_of_continuou
 
     x, _ = draws(5)
     level = jnp.array([0.0, 0.4, 1.7, 3.2, 5.0])
-    for method in METHODS:
+    for method in ("moment_matching", "annealed"):
         found, expected = (
-            posterior_score(prior, y, operator, NOISE, SIGMAS, method=method)(x, level)
+            run(posterior_score(prior, y, operator, NOISE, SIGMAS, method=method), x, level)
             for prior in (whole, exact)
         )
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
@@ -234,7 +241,7 @@ def test_a_jacobian_that_is_neither_symmetric_nor_positive_does_no_harm():
     identity = lambda x: x  # noqa: E731
     for num_iterations in (1, 3, 20):
         settings = {"num_iterations": num_iterations, "tolerance": 0.0}
-        given = posterior_score(score_fn, y, identity, 0.01, SIGMAS, **settings)(x, level)
+        given = run(posterior_score(score_fn, y, identity, 0.01, SIGMAS, **settings), x, level)
         squares = np.asarray(sj.noise.sigma_of(level, SIGMAS, x)) ** 2
         before = np.asarray(y - x - squares * score_fn(x, level))
         after = np.asarray(y - x - squares * given)
@@ -268,7 +275,8 @@ def test_it_is_differentiable():
     def total(noise_std):
         return jnp.sum(posterior_score(PRIOR, y, operator, noise_std, SIGMAS)(x, level))
 
-    slope = jax.grad(total)(0.2)
+    total = jax.jit(total)
+    slope = jax.jit(jax.grad(total))(0.2)
     difference = (total(0.202) - total(0.198)) / 0.004
     np.testing.assert_allclose(slope, difference, rtol=0.05)
 
@@ -285,13 +293,14 @@ def test_any_log_likelihood_gives_the_gradient_at_the_denoised_image():
     sigma = np.asarray(SIGMAS, np.float64)[np.asarray(level)]
     rows = np.asarray(operator(jnp.eye(16).reshape(16, *SHAPE)), np.float64)
     for weight in (0.0, 1.0, 0.5):
-        found = build(weight=weight)(x, level, y)
+        found = run(build(weight=weight), x, level, y)
+        prior = np.asarray(run(PRIOR, x, level))
         for i in range(6):
             jacobian = COVARIANCE @ np.linalg.inv(COVARIANCE + sigma[i] ** 2 * np.eye(16))
             clean = MEAN.ravel() + jacobian @ np.asarray(x[i] - MEAN).ravel()
             residual = np.asarray(y)[0] - clean @ rows
             pull = weight * jacobian.T @ rows @ residual / NOISE**2
-            expected = np.asarray(PRIOR(x, level))[i].ravel() + pull
+            expected = prior[i].ravel() + pull
             np.testing.assert_allclose(found[i].ravel(), expected, rtol=2e-3, atol=2e-2)
     with pytest.raises(ValueError, match=r"must return one number per example, \[6\]"):
         sj.likelihood_score(PRIOR, jnp.sum, SIGMAS)(x, level)
@@ -302,9 +311,9 @@ def test_any_log_likelihood_gives_the_gradient_at_the_denoised_image():
 def test_sources_are_scored_one_by_one():
     x = jax.random.normal(jax.random.key(0), (6, 3, *SHAPE))
     level = jnp.arange(6)
-    found = sj.independent_sources(PRIOR)(x, level)
+    found = run(sj.independent_sources(PRIOR), x, level)
     for i in range(3):
-        np.testing.assert_allclose(found[:, i], PRIOR(x[:, i], level), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[:, i], run(PRIOR, x[:, i], level), rtol=1e-4, atol=1e-5)
 
 
 def test_separation_of_two_sources_is_exact_for_gaussians():
@@ -317,9 +326,9 @@ def test_separation_of_two_sources_is_exact_for_gaussians():
     x = jax.random.normal(jax.random.key(0), (6, 2, *SHAPE))
     level = jnp.arange(6)
     centre, rest = sj.full_gaussian_posterior(means, both, operator, y, NOISE)
-    expected = sj.full_gaussian_score_fn(centre[0], rest, SIGMAS)(x, level)
+    expected = run(sj.full_gaussian_score_fn(centre[0], rest, SIGMAS), x, level)
     settings = {"num_iterations": 60, "tolerance": 0.0}
-    found = posterior_score(prior, y, operator, NOISE, SIGMAS, **settings)(x, level)
+    found = run(posterior_score(prior, y, operator, NOISE, SIGMAS, **settings), x, level)
     np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.02)
 
 
@@ -407,15 +416,6 @@ def test_refusals(change, words):
     } | change
     with pytest.raises(ValueError, match=words):
         posterior_score(**arguments)(x, level)
-
-
-def test_adjoint_of_any_linear_function():
-    x = jax.random.normal(jax.random.key(0), (3, *SHAPE))
-    operator = lambda x: jnp.cumsum(x, axis=1)[:, ::2]  # noqa: E731
-    y = jax.random.normal(jax.random.key(1), operator(x).shape)
-    np.testing.assert_allclose(
-        jnp.sum(operator(x) * y), jnp.sum(x * adjoint(operator, x)(y)), rtol=1e-4
-    )
 
 
 def test_chains_have_the_moments_of_the_posterior():
