@@ -5,13 +5,16 @@ or `sj.NCSN` are imported when they are first used.
 
     typing         array shapes and protocols: ScoreFn, LossFn, Sampler
     noise          noise levels, perturbed data, one random key per example
-    analytic       densities with closed-form scores
+    analytic       densities with closed-form scores, log densities and posteriors
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
     continuous_score   the score at any sigma
     guidance       classifier-free guidance
     gaussian_law   the variance with which a sampler's chains end on Gaussian data
     likelihood     log densities by the probability-flow ODE
+    operators      linear measurements of images, for inverse problems
+    solvers        linear systems, each example of a batch by itself
+    posterior      scores given measurements y = A x + noise, for any sampler
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
@@ -46,13 +49,33 @@ _HOMES = {
         "stratified_levels",
         "uniform_levels",
     ),
-    "analytic": ("gaussian_score_fn", "mixture_score_fn", "mixture_log_density", "sample_mixture"),
+    "analytic": (
+        "full_gaussian_log_density",
+        "full_gaussian_posterior",
+        "full_gaussian_score_fn",
+        "gaussian_score_fn",
+        "mixture_log_density",
+        "mixture_score_fn",
+        "sample_full_gaussian",
+        "sample_mixture",
+    ),
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("continuous",),
     "guidance": ("class_guidance", "with_fixed_label", "without_label"),
     "gaussian_law": ("final_variance",),
     "likelihood": ("bits_per_dimension", "density_flow", "log_density"),
+    "operators": (
+        "adjoint",
+        "block_mean",
+        "blur",
+        "grayscale",
+        "mask",
+        "masked_fourier",
+        "random_projections",
+        "sum_of_sources",
+    ),
+    "posterior": ("independent_sources", "likelihood_score", "posterior_score"),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),

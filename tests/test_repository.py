@@ -20,9 +20,10 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 # A module imports modules of earlier lines only.
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
-    ["noise", "ops.winograd", "data.layout", "checkpoint", "evaluation.neighbors", "schedule"],
+    ["noise", "operators", "ops.winograd", "data.layout", "checkpoint"],
+    ["evaluation.neighbors", "schedule", "solvers"],
     ["network", "devices", "analytic", "continuous_score"],
-    ["guidance"],
+    ["guidance", "posterior"],
     ["data.transforms", "data.examples", "data.files", "data.sources", "likelihood"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
     [
