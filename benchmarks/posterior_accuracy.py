@@ -6,7 +6,8 @@ A field of 8x8 pixels of variance 1 with a squared-exponential covariance is mea
 standard deviation 0.05. For every method, the table shows the largest error of the posterior mean
 over all pixels, in posterior standard deviations, and the smallest and largest ratio of the
 variance to the true one. Statistical errors with 16000 chains: 0.008 of a mean and 0.011 of a
-ratio for each pixel, about three times that for the extremes of 64 pixels.
+ratio for each pixel, about three times that for the extremes of 64 pixels. `inpaint` takes the
+known pixels as exact and is compared with the truth at the missing ones.
 """
 
 import argparse
@@ -54,7 +55,8 @@ ODE = {"sampler": probability_flow, "num_steps": 60}
 LANGEVIN = {"num_steps": 10, "step_size": 1e-5}
 # Name -> settings of the posterior, settings of the sampler.
 METHODS = {
-    "moment matching": ({"num_iterations": 40}, ODE),
+    "moment matching": ({"num_iterations": 60, "tolerance": 0.02}, ODE),
+    "moment matching, defaults": ({}, ODE),
     "moment matching, 5 iterations": ({"num_iterations": 5}, ODE),
     "pseudo-inverse": ({"method": "pseudo_inverse"}, ODE),
     "dps, zeta 1": ({"method": "dps", "zeta": 1.0}, ODE),
@@ -62,7 +64,7 @@ METHODS = {
     "annealed, ODE": ({"method": "annealed"}, ODE),
     "annealed, Langevin 120 x 10": ({"method": "annealed"}, LANGEVIN),
 }
-# The same for `inpaint`, which constrains annealed Langevin dynamics to known pixels.
+# Name -> guidance weight of `inpaint`, annealed Langevin dynamics constrained to known pixels.
 COMPLETIONS = {
     "inpaint (paper), 120 x 10": 0.0,
     "inpaint with guidance 1, 120 x 10": 1.0,
@@ -120,6 +122,10 @@ def accuracy(length: float, name: str, chains: int, method: str) -> tuple | None
     x = np.asarray(x, np.float64)
     bias = np.abs(x.mean(0) - mean) / deviations
     ratios = x.var(0) / deviations**2
+    if method in COMPLETIONS:
+        # `inpaint` takes the known pixels as exact: compare the missing ones.
+        missing = ~np.asarray(operator.args[1])[..., None]
+        bias, ratios = bias[missing], ratios[missing]
     return bias.max(), ratios.min(), ratios.max()
 
 
