@@ -5,9 +5,16 @@ or `sj.NCSN` are imported when they are first used.
 
     typing         array shapes and protocols: ScoreFn, LossFn, Sampler
     noise          noise levels, perturbed data, one random key per example
-    analytic       densities with closed-form scores
+    analytic       densities with closed-form scores, log densities and posteriors
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
+    continuous_score   the score at any sigma
+    guidance       classifier-free guidance
+    gaussian_law   the variance with which a sampler's chains end on Gaussian data
+    likelihood     log densities by the probability-flow ODE
+    operators      linear measurements of images, for inverse problems
+    solvers        linear systems, each example of a batch by itself
+    posterior      scores given measurements y = A x + noise, for any sampler
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
     models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
@@ -19,7 +26,7 @@ or `sj.NCSN` are imported when they are first used.
     sampling       chains in batches over devices
     checkpoint     training states on disk
     exported       draws from an exported sampler, without the rest of this package
-    evaluation     the objective at every noise level; nearest neighbours
+    evaluation     the objective at every noise level; log densities; nearest neighbours
     progress       the line that shows how far a loop is
     cli            the command `score-jax`
 
@@ -35,21 +42,48 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it.
 _HOMES = {
     "noise": (
+        "edm_sigmas",
         "example_keys",
         "geometric_sigmas",
         "perturb",
         "stratified_levels",
         "uniform_levels",
     ),
-    "analytic": ("gaussian_score_fn", "mixture_score_fn", "mixture_log_density", "sample_mixture"),
+    "analytic": (
+        "full_gaussian_log_density",
+        "full_gaussian_posterior",
+        "full_gaussian_score_fn",
+        "gaussian_score_fn",
+        "mixture_log_density",
+        "mixture_score_fn",
+        "sample_full_gaussian",
+        "sample_mixture",
+    ),
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
+    "continuous_score": ("continuous",),
+    "guidance": ("class_guidance", "with_fixed_label", "without_label"),
+    "gaussian_law": ("final_variance",),
+    "likelihood": ("bits_per_dimension", "density_flow", "log_density"),
+    "operators": (
+        "adjoint",
+        "block_mean",
+        "blur",
+        "grayscale",
+        "mask",
+        "masked_fourier",
+        "random_projections",
+        "sum_of_sources",
+    ),
+    "posterior": ("independent_sources", "likelihood_score", "posterior_score"),
     "losses.dsm": ("annealed_dsm", "denoising_score_matching"),
     "losses.ssm": ("annealed_ssm", "ssm", "sliced_score_matching"),
     "losses.implicit": ("annealed_implicit", "implicit", "implicit_score_matching"),
     "samplers.loop": ("Trajectory", "anneal", "denoise"),
     "samplers.langevin": ("annealed_langevin", "langevin", "langevin_baseline", "langevin_step"),
     "samplers.consistent": ("ancestral_step_size", "consistent_annealed_sampling"),
+    "samplers.ode": ("probability_flow", "stochastic_heun"),
+    "samplers.predictor_corrector": ("ancestral", "predictor_corrector"),
     "samplers.inpainting": ("inpaint", "toward_known"),
     "samplers.interpolation": ("interpolate", "mixed_normal"),
     "models.ncsn": ("NCSN",),
@@ -64,6 +98,7 @@ _HOMES = {
     "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),
+    "evaluation.densities": ("Likelihood", "log_likelihood"),
     "evaluation.objective": ("evaluate", "losses_per_level"),
     "evaluation.neighbors": ("nearest_neighbors",),
 }

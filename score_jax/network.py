@@ -85,8 +85,11 @@ def score_fn(model: Any, params: Params) -> ScoreFn:
     return jax.tree_util.Partial(as_model(model).apply, params)
 
 
-def with_label(score_fn: Callable[..., Array], label: Labels | None) -> ScoreFn:
-    """Fixes the labels of a conditional score function; None returns `score_fn` unchanged."""
+def with_label(score_fn: Callable[..., Array], label: Labels | Any) -> ScoreFn:
+    """Fixes the label, or another condition, of a conditional score function (x, level, label).
+
+    None returns `score_fn` unchanged.
+    """
     if label is None:
         return score_fn
     return lambda x, level: score_fn(x, level, label)

@@ -16,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Key
 
-from score_jax.typing import Array, Batch, Float, Index, Keys, Levels, OneKey, Sigmas
+from score_jax.typing import (
+    AnyLevels,
+    Array,
+    Batch,
+    Float,
+    Index,
+    Keys,
+    Levels,
+    OneKey,
+    Sigmas,
+)
 
 PURPOSES = ("init", "train", "sample", "evaluate", "inpaint", "interpolate", "figures")
 
@@ -52,6 +62,35 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
             "with 1"
         )
     sigmas = np.geomspace(sigma_max, sigma_min, num_levels)
+    return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
+
+
+def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float = 7.0) -> Sigmas:
+    """Noise levels whose rho-th roots are evenly spaced, largest first; dense at small sigmas.
+
+    Args:
+        sigma_max: First level.
+        sigma_min: Last level, above 0 and below `sigma_max`.
+        num_levels: Number of levels, at least 2.
+        rho: Above 0. 1 spaces the levels evenly; a geometric sequence is the limit of large rho.
+
+    Returns:
+        float32 [num_levels], decreasing; computed in float64.
+
+    Raises:
+        ValueError: If the levels would not be positive, finite and decreasing.
+
+    Reference: Karras et al. (2022), equation 5.
+    """
+    if num_levels < 2:
+        raise ValueError(f"num_levels={num_levels} must be at least 2")
+    if not 0 < sigma_min < sigma_max < math.inf or not 0 < rho < math.inf:
+        raise ValueError(
+            f"sigma_max={sigma_max}, sigma_min={sigma_min} and rho={rho} must be finite with "
+            "sigma_max > sigma_min > 0 and rho > 0"
+        )
+    ends = np.asarray([sigma_max, sigma_min], np.float64) ** (1 / rho)
+    sigmas = np.linspace(*ends, num_levels) ** rho
     return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
 
 
@@ -213,9 +252,23 @@ def per_example(values: Float[Array, "batch"], x: Batch) -> Array:
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
-def sigma_of(level: Levels, sigmas: Sigmas, x: Batch) -> Array:
-    """The sigma of each example, [batch, 1, ..., 1], to be broadcast against `x`."""
-    return per_example(jnp.asarray(sigmas)[level], x)
+def sigma_at(level: AnyLevels, sigmas: Sigmas | Sequence[float]) -> Float[Array, "batch"]:
+    """The sigma of each level, [batch].
+
+    Args:
+        level: int [batch], or floating-point for sigmas between two levels: level i + f stands
+            for sigma_i^(1 - f) sigma_{i+1}^f.
+        sigmas: Noise levels, decreasing.
+    """
+    level, sigmas = jnp.asarray(level), jnp.asarray(sigmas)
+    if jnp.issubdtype(level.dtype, jnp.integer):
+        return sigmas[level]
+    return jnp.exp(jnp.interp(level, jnp.arange(sigmas.shape[0]), jnp.log(sigmas)))
+
+
+def sigma_of(level: AnyLevels, sigmas: Sigmas, x: Batch) -> Array:
+    """`sigma_at` as [batch, 1, ..., 1], to be broadcast against `x`."""
+    return per_example(sigma_at(level, sigmas), x)
 
 
 def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> Batch:

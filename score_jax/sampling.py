@@ -8,6 +8,7 @@ batch size or the number of devices.
 
 import dataclasses
 import functools
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ class uniform_start:  # noqa: N801
         return standard_uniform(keys, shape)
 
 
-def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> float:
+def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> float | None:
     """The step size that a sampler's own rule gives for these noise levels.
 
     Args:
@@ -73,14 +74,24 @@ def default_step_size(sampler: Callable, sigmas: Sigmas, num_steps: int) -> floa
 
     Returns:
         The step size of ancestral sampling for `consistent_annealed_sampling`; otherwise that of
-        technique 4, `schedule.step_size_for`.
+        technique 4, `schedule.step_size_for`. None for samplers without the argument `step_size`.
 
     Raises:
         ValueError: If there are fewer than two levels, or num_steps is less than 1.
     """
+    if not takes_step_size(sampler):
+        return None
     if sampler is consistent_annealed_sampling:
         return ancestral_step_size(sigmas, num_steps)
     return step_size_for(sigmas, num_steps)
+
+
+def takes_step_size(sampler: Callable) -> bool:
+    """True if a sampler has the argument `step_size`."""
+    parameters = inspect.signature(sampler).parameters
+    return "step_size" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
 
 
 def sample(
@@ -96,6 +107,7 @@ def sample(
     start: Start | None = None,
     seed: int = 0,
     label: int | np.ndarray | None = None,
+    condition: Any = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     num_snapshots: int = 0,
@@ -110,16 +122,21 @@ def sample(
         sigmas: Noise levels, decreasing, in the unit of the data.
         number: Number of samples.
         shape: Shape of one sample.
-        num_steps: Steps per noise level.
+        num_steps: Steps per noise level; for the samplers of `samplers.ode` and
+            `samplers.predictor_corrector`, steps of the whole chain.
         step_size: Step size at the last level, in the square of the unit; None takes
-            `default_step_size`.
-        sampler: Sampler with the signature of `samplers.langevin.annealed_langevin`.
+            `default_step_size`. Only for samplers with this argument.
+        sampler: Sampler with the signature of `samplers.langevin.annealed_langevin`, or without
+            its `step_size`; `functools.partial` fixes further arguments.
         denoise: If True, end with one step to the posterior mean.
         start: (keys, shape) -> initial states; None draws from N(0, sigma_1^2 I). For images in
             [0, 1], NCSN uses `uniform_start()`.
         seed: Seed of the samples, in [0, 2**32).
         label: Class of all samples, or int [number]; `score_fn` is then
             (x, level, label) -> score.
+        condition: Pytree of arrays [number, ...], such as measurements; `score_fn` is then
+            (x, level, condition) -> score and receives the entries of its chains. Excludes
+            `label`.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
         devices: Devices that share the chains; None takes all local ones.
         num_snapshots: Number of intermediate states per chain in the callbacks' trajectories.
@@ -139,7 +156,11 @@ def sample(
         raise ValueError(f"number={number} must be at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    if condition is not None:
+        _check_condition(condition, label, number)
     sigmas = jnp.asarray(checked_sigmas(sigmas))
+    if step_size is not None and not takes_step_size(sampler):
+        raise ValueError(f"step_size={step_size} cannot be used: the sampler takes no step size")
     if step_size is None:
         step_size = default_step_size(sampler, sigmas, num_steps)
     if start is None:
@@ -151,7 +172,7 @@ def sample(
         shape=shape,
         sigmas=tuple(np.asarray(sigmas).tolist()),
         num_steps=num_steps,
-        step_size=float(step_size),
+        step_size=None if step_size is None else float(step_size),
         denoise=denoise,
         num_snapshots=num_snapshots,
     )
@@ -159,7 +180,7 @@ def sample(
         chains,
         (run_keys(seed)["sample"], as_pytree(score_fn)),
         number,
-        per_chain=_labels(label, number),
+        per_chain=_labels(label, number) if condition is None else condition,
         batch_size=batch_size,
         devices=devices,
         callbacks=callbacks,
@@ -177,7 +198,8 @@ class Chains:
         shape: Shape of one sample.
         sigmas: Noise levels, decreasing, in the unit of the data.
         num_steps: Steps per noise level.
-        step_size: Step size at the last level, in the square of the unit.
+        step_size: Step size at the last level, in the square of the unit; None for a sampler
+            without one.
         denoise: If True, end with one step to the posterior mean.
         num_snapshots: Number of intermediate states to keep.
     """
@@ -187,26 +209,28 @@ class Chains:
     shape: tuple[int, ...]
     sigmas: tuple[float, ...]
     num_steps: int
-    step_size: float
+    step_size: float | None
     denoise: bool
     num_snapshots: int = 0
 
-    def __call__(self, shared: tuple[OneKey, Callable], own: tuple[Array, Array | None]):
+    def __call__(self, shared: tuple[OneKey, Callable], own: tuple[Array, Any]):
         """Runs the chains of one device.
 
         Args:
             shared: Key from which chain i folds its keys, and the score function.
-            own: Index of each chain, int [share], and their labels, int [share] or None.
+            own: Index of each chain, int [share], and the last argument of the score function:
+                labels int [share], another condition, or None.
         """
         key, score_fn = shared
-        index, label = own
+        index, condition = own
         start_keys, chain_keys = split_keys(example_keys(key, index))
+        step_size = {} if self.step_size is None else {"step_size": self.step_size}
         return self.sampler(
             chain_keys,
-            with_label(score_fn, label),
+            with_label(score_fn, condition),
             self.start(start_keys, self.shape),
             jnp.asarray(self.sigmas),
-            step_size=self.step_size,
+            **step_size,
             num_steps=self.num_steps,
             denoise=self.denoise,
             num_snapshots=self.num_snapshots,
@@ -332,6 +356,18 @@ def _check_finite(trajectory: Trajectory, first: int) -> None:
         f"chain {first + chain} is not finite after {where}: lower step_size, or train the "
         "network longer"
     )
+
+
+def _check_condition(condition: Any, label: Any, number: int) -> None:
+    """Raises a ValueError if a condition cannot be shared out among `number` chains."""
+    if label is not None:
+        raise ValueError("label and condition exclude each other: make the label a part of it")
+    for leaf in jax.tree.leaves(condition):
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] != number:
+            raise ValueError(
+                f"condition has an array {list(np.shape(leaf))}, but its arrays must have one "
+                f"entry per chain: [{number}, ...]"
+            )
 
 
 def _labels(label: int | np.ndarray | None, number: int) -> np.ndarray | None:

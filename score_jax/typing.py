@@ -23,6 +23,8 @@ Images: TypeAlias = (
 )
 Pixels: TypeAlias = UInt8[Array, "batch *shape"] | UInt8[np.ndarray, "batch *shape"]
 Levels: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
+AnyLevels: TypeAlias = Levels | Float[Array, "batch"] | Float[np.ndarray, "batch"]
+"""Levels, or floating-point positions between them as in `noise.sigma_at`."""
 Labels: TypeAlias = Integer[Array, "batch"] | Integer[np.ndarray, "batch"]
 Sigmas: TypeAlias = Float[Array, "levels"] | Float[np.ndarray, "levels"]
 Losses: TypeAlias = Float[Array, "batch"]
@@ -47,6 +49,7 @@ NoiseFn: TypeAlias = Callable[[Array], Array]
 __all__ = [
     "AnyBatch",
     "AnyKeys",
+    "AnyLevels",
     "Array",
     "Batch",
     "Flags",

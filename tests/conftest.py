@@ -28,6 +28,29 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("score_jax", "beartype.beartype")
 
 
+COMPILE_BOUND = {
+    "test_few_steps",
+    "test_implicit",
+    "test_layers",
+    "test_likelihood",
+    "test_ncsn",
+    "test_networks",
+    "test_official",
+    "test_preconditioning",
+    "test_ssm",
+    "test_unet",
+    "test_winograd",
+}
+"""Modules that compile large programs and run them once."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_quickly(request):
+    """Leaves out optimisations of XLA that cost more time than they save in these modules."""
+    is_bound = request.module.__name__.rpartition(".")[2] in COMPILE_BOUND
+    jax.config.update("jax_disable_most_optimizations", is_bound)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def two_devices():
     assert len(jax.devices()) == 2

@@ -239,7 +239,7 @@ def test_the_page_of_settings_is_up_to_date():
         ({"sampling__start": "zeros"}, r"start='zeros' must be uniform or normal"),
         (
             {"sampling__method": "euler"},
-            r"method='euler' must be annealed, consistent or langevin, or",
+            r"method='euler' must be annealed, consistent, langevin, ode, ",
         ),
         (
             {"loss__name": "mine"},

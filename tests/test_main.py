@@ -246,6 +246,7 @@ READ = {
     "train": {"seed", "data.flip", "noise.sigma_min", "optim.beta1", "training.log_every"},
     "sample": {"seed", "data.path", "model.width", "noise.sigma_max", "sampling.num_steps"},
     "evaluate": {"seed", "loss.name", "training.batch_size", "data.device_megabytes"},
+    "likelihood": {"seed", "sampling.batch_size", "data.path", "data.device_megabytes"},
     "inpaint": {"sampling.guidance", "data.path"},
     "interpolate": {"sampling.step_size"},
     "export": {"sampling.num_steps", "seed"},
@@ -256,6 +257,7 @@ READ = {
 NOT_READ = {
     "sample": {"optim.learning_rate", "training.batch_size", "loss.name"},
     "evaluate": {"sampling.num_steps", "optim.beta1", "training.num_steps"},
+    "likelihood": {"loss.name", "training.batch_size", "optim.beta1"},
     "inpaint": {"loss.name", "training.log_every"},
     "interpolate": {"optim.clip_norm"},
     "export": {"loss.levels", "optim.beta2"},
@@ -387,8 +389,8 @@ BAD_INPUT = {
     "a section": (["--config.optim=0.1"], "--config.optim is not a setting: optim has"),
     "unknown mode": (
         ["--mode=tran"],
-        "--mode=tran must be train, sample, evaluate, inpaint, interpolate, export, figures, "
-        "schedule or import",
+        "--mode=tran must be train, sample, evaluate, likelihood, inpaint, interpolate, export, "
+        "figures, schedule or import",
     ),
     "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),

@@ -20,7 +20,7 @@ from score_jax.data.files import ImageTransform
 from score_jax.data.transforms import logit, make_prepare
 from score_jax.network import as_model
 from score_jax.progress import announce
-from score_jax.sampling import default_step_size, normal_start, uniform_start
+from score_jax.sampling import default_step_size, normal_start, takes_step_size, uniform_start
 from score_jax.training import Trainer, TrainState, make_trainer
 from score_jax.typing import Array, Keys, LossFn
 
@@ -152,8 +152,17 @@ def build_sampler(settings: Mapping[str, Any]) -> Callable:
         ValueError: If the sampler is unknown or does not take its settings.
     """
     sampler = resolve(SAMPLERS, settings["method"], "sampling.method")
-    without = ("method", *SAMPLE_ARGUMENTS)
-    return _bound(sampler, arguments_of(sampler, "sampling", settings, without))
+    return _bound(sampler, sampler_arguments(settings))
+
+
+def sampler_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the sampler takes besides those of all samplers.
+
+    Raises:
+        ValueError: As `build_sampler`.
+    """
+    sampler = resolve(SAMPLERS, settings["method"], "sampling.method")
+    return arguments_of(sampler, "sampling", settings, ("method", *SAMPLE_ARGUMENTS))
 
 
 def _bound(function: Callable, arguments: dict[str, Any]) -> Callable:
@@ -167,6 +176,10 @@ class _Bound:
 
     function: Callable
     arguments: tuple[tuple[str, Any], ...]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.function)
 
     def __call__(self, *arguments, **more):
         return self.function(*arguments, **dict(self.arguments), **more)
@@ -331,8 +344,12 @@ class LogitStart:
         return logit(self.start(keys, shape))
 
 
-def build_step_size(settings: Mapping[str, Any], sampler: Callable, sigmas: jax.Array) -> float:
+def build_step_size(
+    settings: Mapping[str, Any], sampler: Callable, sigmas: jax.Array
+) -> float | None:
     """The step size at the last level: that of the section `sampling`, or the sampler's rule.
+
+    None for a sampler without a step size.
 
     Args:
         settings: The config's section `sampling`.
@@ -342,6 +359,8 @@ def build_step_size(settings: Mapping[str, Any], sampler: Callable, sigmas: jax.
     Raises:
         ValueError: If the sampler cannot take the step size.
     """
+    if not takes_step_size(sampler):
+        return None
     num_steps = settings["num_steps"]
     step_size = settings["step_size"]
     with naming("sampling"):

@@ -67,13 +67,28 @@ def estimate_chains(run: Run, settings: dict[str, Any]) -> float:
     announce(f"compiling a few Langevin steps for {batch_size} chains ...")
     step_seconds = _langevin_seconds(run, batch_size)
     num_batches = -(-number // batch_size)
-    num_steps = len(run.sigmas) * settings["num_steps"] + settings["denoise"]
+    num_steps = num_evaluations(run)
     seconds = num_batches * num_steps * step_seconds
     announce(
         f"sampling: {num_batches} batches x {num_steps} steps x {step_seconds:.3g} s = "
         f"{_duration(seconds)}"
     )
     return seconds
+
+
+def num_evaluations(run: Run) -> int:
+    """Evaluations of the network per chain."""
+    sampling = run.config["sampling"]
+    num_steps, denoise = sampling["num_steps"], sampling["denoise"]
+    per_step = {
+        "ode": 2 if sampling["solver"] == "heun" else 1,
+        "stochastic_heun": 2,
+        "predictor_corrector": 1 + sampling["num_corrector_steps"],
+        "ancestral": 1,
+    }
+    per_step = per_step.get(sampling["method"], len(run.sigmas))
+    # Consistent annealed sampling denoises in its last step.
+    return num_steps * per_step + (denoise and sampling["method"] != "consistent")
 
 
 def _langevin_seconds(run: Run, batch_size: int) -> float:
@@ -89,6 +104,7 @@ def _langevin_seconds(run: Run, batch_size: int) -> float:
         "number": 3 * batch_size,
         "label": run.labels(3 * batch_size),
         "sampler": annealed_langevin,
+        "step_size": float(run.sigmas[-1]) ** 2 / 10,
         "denoise": False,
         "num_snapshots": 0,
         "callbacks": [lambda first, trajectory: ends.append(time.monotonic())],

@@ -28,6 +28,7 @@ from score_jax.noise import example_keys, run_keys, standard_uniform
 from score_jax.progress import announce
 from score_jax.samplers.langevin import annealed_langevin, langevin, langevin_step
 from score_jax.samplers.loop import anneal
+from score_jax.schedule import step_size_for
 from score_jax.training import make_trainer
 
 # The toy density of figures 2 and 3.
@@ -278,8 +279,11 @@ def mixing(run: Run, samples: np.ndarray, labels: np.ndarray | None) -> np.ndarr
         labels = np.full_like(labels, run.data.num_classes)  # Any class: chains can change theirs.
     keys = example_keys(run_keys(run.config["seed"])["figures"], np.arange(number))
 
+    # A sampler without a step size leaves it to technique 4.
+    step_size = run.step_size or step_size_for(run.sigmas, num_steps=10)
+
     def update(x, score, noise, level, n):
-        return langevin_step(score, x, noise, run.step_size)
+        return langevin_step(score, x, noise, step_size)
 
     @jax.jit
     def chains(score_fn, x):

@@ -37,7 +37,11 @@ class Options(NamedTuple):
         checkpoint: Official checkpoint to import.
         image: Image files to complete, or patterns of them, separated by commas.
         mask: Missing side of the images, or path of a mask.
+        task: Inverse problem, such as "superresolve:2".
+        noise: Standard deviation of the noise of its measurements.
+        method: Approximation of its posterior.
         label: Class of the images.
+        guidance: Weight of the class in classifier-free guidance.
         number: Number of samples, of images to complete, or of rows.
         completions: Number of completions per image, or of chains per row.
         name: Stem of the files to write.
@@ -48,7 +52,11 @@ class Options(NamedTuple):
     checkpoint: str | None = None
     image: str | None = None
     mask: str | None = None
+    task: str | None = None
+    noise: float | None = None
+    method: str | None = None
     label: int | None = None
+    guidance: float | None = None
     number: int | None = None
     completions: int | None = None
     name: str | None = None

@@ -7,6 +7,9 @@ from score_jax.cli.table import MANY, Setting
 EVERY_MODE = ("mode", "config", "workdir", "devices", "cache", "help")
 """Flags that all modes use."""
 
+POSTERIORS = ("moment_matching", "pseudo_inverse", "dps", "annealed")
+"""Methods of `score_jax.posterior`."""
+
 SAME_RUN = ("data.", "model.", "noise.")
 """Settings that must be those of the run in the workdir."""
 
@@ -39,7 +42,7 @@ MODES = {
     "sample": Mode(
         "score_jax.cli.sample:sample_mode",
         "Draw samples from the trained network.",
-        ("number", "label", "name", "dry_run"),
+        ("number", "label", "guidance", "name", "dry_run"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "evaluate": Mode(
@@ -49,10 +52,22 @@ MODES = {
         ("seed", "loss.", "training.batch_size", *SAME_RUN),
         batches=("training",),
     ),
+    "likelihood": Mode(
+        "score_jax.cli.likelihood:likelihood_mode",
+        "Compute the log density of held-out data, in bits per dimension.",
+        ("number",),
+        ("seed", "sampling.batch_size", *SAME_RUN),
+    ),
     "inpaint": Mode(
         "score_jax.cli.inpaint:inpaint_mode",
         "Complete images of which a part is missing.",
         ("image", "mask", "label", "number", "completions", "name"),
+        ("seed", "sampling.", *SAME_RUN),
+    ),
+    "restore": Mode(
+        "score_jax.cli.restore:restore_mode",
+        "Restore images from linear measurements, with the uncertainty of the posterior.",
+        ("task", "noise", "method", "image", "label", "number", "completions", "name"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "interpolate": Mode(
@@ -77,7 +92,7 @@ MODES = {
         "score_jax.cli.schedule:schedule_mode",
         "Suggest noise levels and a step size for the data at hand.",
         ("subsample", "write"),
-        ("seed", "data.", "noise.sigma_min", "sampling.num_steps", "sampling.method"),
+        ("seed", "data.", "noise.sigma_min", "sampling."),
         batches=(),
     ),
     "import": Mode(
@@ -136,6 +151,29 @@ FLAGS = (
         "where pixels are known; by default right.",
     ),
     Setting(
+        "task",
+        str,
+        None,
+        "Inverse problem: colorize, superresolve:FACTOR, deblur:PIXELS, sense:FRACTION, "
+        "mri:ACCELERATION, or inpaint:MASK.",
+    ),
+    Setting(
+        "noise",
+        float,
+        None,
+        "Standard deviation of the noise of the measurements, in the unit of the data; by "
+        "default 0.05.",
+        low=1e-6,
+        high=1e6,
+    ),
+    Setting(
+        "method",
+        str,
+        None,
+        "Approximation of the posterior; by default moment_matching.",
+        choices=POSTERIORS,
+    ),
+    Setting(
         "label",
         int,
         None,
@@ -145,11 +183,20 @@ FLAGS = (
         high=MANY,
     ),
     Setting(
+        "guidance",
+        float,
+        None,
+        "Weight of the class in classifier-free guidance: 1 by default, above 1 for more typical "
+        "images.",
+        low=0,
+        high=1000,
+    ),
+    Setting(
         "number",
         int,
         None,
-        "Number of samples (by default sampling.num_samples), or of held-out images, rows, or "
-        "samples in figures (by default 8).",
+        "Number of samples (by default sampling.num_samples), of held-out examples in likelihood "
+        "(by default all), or of held-out images, rows, or samples in figures (by default 8).",
         low=1,
         high=100_000_000,
     ),

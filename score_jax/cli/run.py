@@ -25,10 +25,11 @@ from score_jax.cli.settings import (
     completed,
     validate,
 )
-from score_jax.cli.table import SETTINGS
+from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
 from score_jax.devices import check_divides, described
+from score_jax.guidance import class_guidance, without_label
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
 from score_jax.samplers.langevin import annealed_langevin
@@ -51,7 +52,7 @@ class Run:
         trainer: The trainer.
         sampler: The sampler.
         start: Distribution from which chains start, (keys, shape) -> x.
-        step_size: Step size of the sampler at the last level.
+        step_size: Step size of the sampler at the last level; None if it takes none.
         state_shape: Shapes and types of the state of training.
         step: Step of the newest checkpoint; None if there is none.
         state: State of that checkpoint, as host arrays; None if there is none.
@@ -67,7 +68,7 @@ class Run:
     trainer: Trainer
     sampler: Callable
     start: Callable
-    step_size: float
+    step_size: float | None
     state_shape: TrainState
     step: int | None
     state: TrainState | None
@@ -92,6 +93,25 @@ class Run:
         """The score function of the network with these parameters."""
         return score_fn(self.model, params)
 
+    def guided_score_fn(self, params: Params, weight: float | None) -> Callable[..., Array]:
+        """`score_fn` with classifier-free guidance; None for no guidance.
+
+        Raises:
+            ValueError: If the network has not learned the unconditional score as well.
+        """
+        if weight is None:
+            return self.score_fn(params)
+        dropout = self.config["data"]["label_dropout"]
+        if not self.conditional or not dropout:
+            raise ValueError(
+                f"--guidance={weight:g} needs a network that was trained with "
+                f"config.data.labels=True and config.data.label_dropout above 0, but that of "
+                f"--workdir={self.folder} has {self.conditional} and {dropout:g}"
+            )
+        conditional = self.score_fn(params)
+        base = without_label(conditional, self.data.num_classes)
+        return class_guidance(conditional, base, weight)
+
     def sampling(self, number: int) -> dict[str, Any]:
         """Arguments of `sampling.sample` for `number` samples, apart from their labels."""
         settings = self.config["sampling"]
@@ -106,8 +126,16 @@ class Run:
             "seed": self.config["seed"],
             "batch_size": self.chains_at_once(number),
             "devices": self.devices,
-            "num_snapshots": settings["num_frames"],
+            "num_snapshots": self.num_frames,
         }
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the animation: the config's, or as many as the chain has steps."""
+        settings = self.config["sampling"]
+        if settings["method"] in WHOLE_CHAIN:
+            return min(settings["num_frames"], settings["num_steps"])
+        return settings["num_frames"]
 
     def chains_at_once(self, number: int) -> int:
         """The sampling batch of the config, or less if fewer chains are wanted."""
@@ -297,6 +325,8 @@ def output_settings(
     """
     sampling = config["sampling"]
     own = [name for name in sampling if f"sampling.{name}" not in SETTINGS]
+    if "method" in names:
+        own += build.sampler_arguments(sampling)
     names = ("start", "num_steps", "step_size", "denoise", *names, *own)
     chosen = {name: sampling[name] for name in names}
     return {"seed": config["seed"], "step": step, **chosen, **options}
@@ -308,5 +338,7 @@ def naming_step_size(run: Run) -> Iterator[None]:
     try:
         yield
     except FloatingPointError as error:
+        if run.step_size is None:
+            raise FloatingPointError(str(error).replace("lower step_size, or ", "")) from error
         named = f"lower config.sampling.step_size (now {run.step_size:.3g})"
         raise FloatingPointError(str(error).replace("lower step_size", named)) from error

@@ -26,7 +26,9 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     if number < 1:
         raise ValueError(f"--number={number} must be at least 1")
     labels = run.labels(number, options.label)
-    settings = samples.settings_of(run, number, options.label)
+    score_fn = run.guided_score_fn(run.state.ema_params, options.guidance)
+    guided = {} if options.guidance is None else {"guidance": options.guidance}
+    settings = samples.settings_of(run, number, options.label) | guided
     if command.dry_run:
         from score_jax.cli.estimate import estimate_sampling
 
@@ -36,7 +38,6 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     # Draw the samples, and write them with the way of those in the picture.
     announce(samples.describe(run, settings))
     frames = samples.Frames()
-    score_fn = run.score_fn(run.state.ema_params)
     with samples.timed() as clock, naming_step_size(run):
         x = sampling.sample(
             score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)

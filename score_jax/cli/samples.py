@@ -15,6 +15,7 @@ import numpy as np
 from score_jax.cli import images, workdir
 from score_jax.cli.run import Run, output_settings
 from score_jax.cli.settings import completed
+from score_jax.cli.table import WHOLE_CHAIN
 from score_jax.progress import announce
 from score_jax.samplers.loop import Trajectory
 
@@ -57,10 +58,13 @@ def saved_settings(file: Path) -> dict[str, Any] | None:
 
 def describe(run: Run, settings: dict[str, Any]) -> str:
     """One line about the samples to be drawn."""
+    steps = f"{len(run.sigmas)} levels x {settings['num_steps']} steps"
+    if settings["method"] in WHOLE_CHAIN:
+        steps = f"{settings['num_steps']} steps over {len(run.sigmas)} levels"
+    step_size = "" if run.step_size is None else f", step size {run.step_size:.3g}"
     return (
         f"samples {settings['num_samples']} with the parameters of step {settings['step']}: "
-        f"{len(run.sigmas)} levels x {settings['num_steps']} steps ({settings['method']}), step "
-        f"size {run.step_size:.3g}"
+        f"{steps} ({settings['method']}){step_size}"
     )
 
 

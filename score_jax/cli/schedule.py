@@ -5,7 +5,7 @@ import copy
 import json
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,12 @@ import numpy as np
 from score_jax.cli import build, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.names import takes
-from score_jax.cli.settings import validate
+from score_jax.cli.settings import is_own, validate
 from score_jax.cli.table import MODELS, SECTIONS, SETTINGS, SOURCES
 from score_jax.data.dataset import Dataset, in_memory
 from score_jax.data.files import UnreadableImageError
 from score_jax.data.transforms import logit, unit_scale
+from score_jax.gaussian_law import final_variance
 from score_jax.noise import geometric_sigmas
 from score_jax.progress import announce
 from score_jax.sampling import default_step_size
@@ -30,6 +31,12 @@ LARGEST_SIZE = 32
 config does not say."""
 FEWEST_LEVELS = 10
 """In few dimensions, technique 2 asks for fewer levels, too far apart for short chains."""
+
+
+TOLERANCE = 0.03
+"""Relative error of the variance with which chains may end on Gaussian data."""
+FACTORS = (1, 2, 5, 10, 20, 50)
+"""Multiples of the config's steps that are tried."""
 
 
 class Examples(NamedTuple):
@@ -63,8 +70,13 @@ class Suggestion(NamedTuple):
         num_levels: Number of levels, at least `fewest_levels`.
         fewest_levels: Number of levels by technique 2.
         overlap: Overlap of the noise radii of adjacent levels.
-        num_steps: Steps per level, those of the config.
-        step_size: Step size at the last level (technique 4, or that of ancestral sampling).
+        num_steps: Steps of the sampler: those of the config, or as many more as bring `ratio`
+            within `TOLERANCE` of 1.
+        step_size: Step size at the last level (technique 4, or that of ancestral sampling); None
+            for a sampler without one.
+        config_ratio: `ratio` with the steps of the config.
+        ratio: Final variance of chains on a Gaussian with the standard deviation of the data, over
+            that of the data; None for a user's own sampler.
         mean: Mean of the examples.
         std: Standard deviation of the examples.
     """
@@ -76,7 +88,9 @@ class Suggestion(NamedTuple):
     fewest_levels: int
     overlap: float
     num_steps: int
-    step_size: float
+    step_size: float | None
+    config_ratio: float | None
+    ratio: float | None
     mean: float
     std: float
 
@@ -212,21 +226,63 @@ def suggest(config: Mapping[str, Any], examples: Examples) -> Suggestion:
     sigma_max = float(f"{distance.value:.3g}")
     fewest_levels = num_levels_for(sigma_max, sigma_min, dimension)
     num_levels = max(FEWEST_LEVELS, fewest_levels)
-    ratio = (sigma_max / sigma_min) ** (1 / (num_levels - 1))
+    level_ratio = (sigma_max / sigma_min) ** (1 / (num_levels - 1))
     sigmas = geometric_sigmas(sigma_max, sigma_min, num_levels)
     sampler = build.build_sampler(config["sampling"])
+    std = float(np.std(examples.x, dtype=np.float64))
+    num_steps, ratio, config_ratio = suggest_steps(sampler, sigmas, std, config["sampling"])
     return Suggestion(
         distance=distance,
         sigma_max=sigma_max,
         sigma_min=sigma_min,
         num_levels=num_levels,
         fewest_levels=fewest_levels,
-        overlap=overlap(ratio, dimension),
+        overlap=overlap(level_ratio, dimension),
         num_steps=num_steps,
         step_size=default_step_size(sampler, sigmas, num_steps),
+        config_ratio=config_ratio,
+        ratio=ratio,
         mean=float(np.mean(examples.x, dtype=np.float64)),
-        std=float(np.std(examples.x, dtype=np.float64)),
+        std=std,
     )
+
+
+def suggest_steps(
+    sampler: Callable, sigmas: jax.Array, std: float, settings: Mapping[str, Any]
+) -> tuple[int, float | None, float | None]:
+    """The steps with which chains on a Gaussian end with its variance, within `TOLERANCE`.
+
+    Args:
+        sampler: The sampler.
+        sigmas: Noise levels, decreasing.
+        std: Standard deviation of the Gaussian.
+        settings: The config's section `sampling`.
+
+    Returns:
+        The steps of the config if they suffice, else the first sufficient multiple of them or, if
+        there is none, the best; the ratio of the variances with them and with those of the config.
+        For a user's own sampler, those of the config and None.
+    """
+    if is_own(settings["method"]):
+        return settings["num_steps"], None, None
+    ratios = {}
+    for factor in FACTORS:
+        num_steps = factor * settings["num_steps"]
+        step_size = default_step_size(sampler, sigmas, num_steps)
+        arguments = {} if step_size is None else {"step_size": step_size}
+        variance = final_variance(
+            sampler,
+            sigmas,
+            np.asarray([std**2], np.float32),
+            num_steps=num_steps,
+            denoise=settings["denoise"],
+            **arguments,
+        )
+        ratios[num_steps] = float(variance[0]) / std**2
+        if abs(ratios[num_steps] - 1) <= TOLERANCE:
+            break
+    best = min(ratios, key=lambda num_steps: abs(ratios[num_steps] - 1))
+    return best, ratios[best], ratios[settings["num_steps"]]
 
 
 def print_suggestion(found: Suggestion, examples: Examples) -> None:
@@ -240,14 +296,34 @@ def print_suggestion(found: Suggestion, examples: Examples) -> None:
         f"technique 2: {found.fewest_levels} levels down to {found.sigma_min:g} in {dimension} "
         f"dimensions; {found.num_levels} are suggested, overlap {found.overlap:.3f}"
     )
-    announce(f"technique 4: step size {found.step_size:.2e} for {found.num_steps} steps per level")
+    announce(describe_steps(found))
     announce(f"mean {found.mean:.4f}, standard deviation {found.std:.4f}")
     announce("")
     announce(f"config.noise.sigma_max = {found.sigma_max}")
     announce(f"config.noise.sigma_min = {found.sigma_min}")
     announce(f"config.noise.num_levels = {found.num_levels}")
     announce(f"config.sampling.num_steps = {found.num_steps}")
-    announce(f"config.sampling.step_size = {found.step_size:.2g}")
+    if found.step_size is not None:
+        announce(f"config.sampling.step_size = {found.step_size:.2g}")
+
+
+def describe_steps(found: Suggestion) -> str:
+    """One sentence about the width with which chains end, and the steps that follow from it."""
+    if found.ratio is None:
+        return f"{found.num_steps} steps of your own sampler"
+    words = f"Chains of the config's steps end {_excess(found.config_ratio)} on Gaussian data"
+    if found.config_ratio != found.ratio:
+        words += f"; {found.num_steps} steps end {_excess(found.ratio)}"
+        if abs(found.ratio - 1) > TOLERANCE:
+            words += ", the best of those tried: choose another config.sampling.method"
+    if found.step_size is not None:
+        words += f"; step size {found.step_size:.2e}"
+    return words
+
+
+def _excess(ratio: float) -> str:
+    """A ratio of variances in words, such as "12.7 % too wide"."""
+    return f"{100 * abs(ratio - 1):.1f} % too {'wide' if ratio > 1 else 'narrow'} in variance"
 
 
 def config_for_data(
@@ -266,6 +342,7 @@ def config_for_data(
         "num_levels": found.num_levels,
     }
     config["sampling"]["step_size"] = None
+    config["sampling"]["num_steps"] = found.num_steps
     config["sampling"]["num_frames"] = min(config["sampling"]["num_frames"], found.num_levels)
 
     # Keep the network at hand if it can take the data; points need a perceptron.
@@ -351,7 +428,7 @@ def sheet(file: Path, config: Mapping[str, Any], examples: Examples, found: Sugg
         f"Data: {len(data.train)} training examples and {len(data.held_out)} held-out ones.",
         f"Method: {found.num_levels} noise levels, from the largest distance between two training "
         f"examples, {found.sigma_max:g} (technique 1 of NCSNv2), to {found.sigma_min:g}, where "
-        f"technique 2 asks for {found.fewest_levels}; the step size is that of technique 4.",
+        f"technique 2 asks for {found.fewest_levels}. {describe_steps(found)}.",
         *_network_sheet(config["model"]["name"], found),
         "Cost and quality: not measured; --dry_run estimates the time. More steps "
         "(training.num_steps) and a wider network (model.width, or model.hidden) give better "

@@ -24,6 +24,7 @@ from score_jax.cli.table import (
     SECTIONS,
     SETTINGS,
     USE,
+    WHOLE_CHAIN,
     Setting,
     allowed,
     holds,
@@ -255,9 +256,15 @@ def _check_levels(settings: Mapping[str, Any]) -> None:
             f"number of noise levels, {num_levels}"
         )
 
-    # A user's own sampler has rules of its own.
-    step_size = settings["sampling.step_size"]
-    if is_own(settings["sampling.method"]):
+    # A user's own sampler has rules of its own, and some samplers take no step size.
+    method, step_size = settings["sampling.method"], settings["sampling.step_size"]
+    if is_own(method):
+        return
+    if method in WHOLE_CHAIN:
+        if num_levels == 1:
+            raise ValueError(
+                f"config.sampling.method={method!r} needs config.noise.num_levels of 2 or more"
+            )
         return
     if num_levels == 1 and step_size is None:
         raise ValueError(

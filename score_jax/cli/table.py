@@ -39,7 +39,13 @@ SAMPLERS = {
     "annealed": "score_jax.samplers.langevin:annealed_langevin",
     "consistent": "score_jax.samplers.consistent:consistent_annealed_sampling",
     "langevin": "score_jax.samplers.langevin:langevin_baseline",
+    "ode": "score_jax.samplers.ode:probability_flow",
+    "stochastic_heun": "score_jax.samplers.ode:stochastic_heun",
+    "predictor_corrector": "score_jax.samplers.predictor_corrector:predictor_corrector",
+    "ancestral": "score_jax.samplers.predictor_corrector:ancestral",
 }
+WHOLE_CHAIN = ("ode", "stochastic_heun", "predictor_corrector", "ancestral")
+"""Samplers whose num_steps counts the steps of the whole chain, and which take no step size."""
 NAMING = {
     "data": "data.source",
     "model": "model.name",
@@ -338,8 +344,9 @@ _TABLE = (
         "sampling.method",
         SAMPLERS,
         "annealed",
-        "Annealed Langevin dynamics, consistent annealed sampling, or the baseline of Langevin "
-        "dynamics at the last level only.",
+        "Annealed Langevin dynamics, consistent annealed sampling, the baseline of Langevin "
+        "dynamics at the last level only, the probability-flow ODE, Heun's method with churn, "
+        "predictor-corrector or ancestral sampling.",
         before="annealed",
     ),
     _choice(
@@ -349,12 +356,18 @@ _TABLE = (
         "Start of the chains: uniform in [0, 1], or normal with mean 0.5 and standard deviation "
         "sigma_max.",
     ),
-    _count("sampling.num_steps", 100, "Number of steps per noise level.", high=100_000_000),
+    _count(
+        "sampling.num_steps",
+        100,
+        "Number of steps per noise level; of the whole chain for the methods ode, "
+        "stochastic_heun, predictor_corrector and ancestral.",
+        high=100_000_000,
+    ),
     _number(
         "sampling.step_size",
         2e-5,
         "Step size at the last level; none chooses it by technique 4 of NCSNv2, or, with the "
-        "method consistent, that of ancestral sampling.",
+        "method consistent, that of ancestral sampling. Unused by methods without one.",
         1e-18,
         1e12,
         optional=True,
@@ -362,6 +375,51 @@ _TABLE = (
     _switch("sampling.denoise", False, "End with a denoising step."),
     _count(
         "sampling.num_frames", 10, "Number of frames of the animation of the chains.", 0, 100_000
+    ),
+    _choice(
+        "sampling.grid",
+        ("edm", "geometric"),
+        "edm",
+        "Spacing of the sigmas of ode, stochastic_heun, predictor_corrector and ancestral.",
+        before="edm",
+    ),
+    _choice(
+        "sampling.solver",
+        ("heun", "euler"),
+        "heun",
+        "Solver of the ode: two evaluations of the network per step, or one.",
+        before="heun",
+    ),
+    _number(
+        "sampling.churn",
+        0.4,
+        "Relative increase of the noise before each step of stochastic_heun.",
+        0.0,
+        100.0,
+        before=0.4,
+    ),
+    _choice(
+        "sampling.predictor",
+        ("reverse_diffusion", "ancestral", "euler"),
+        "reverse_diffusion",
+        "Predictor of predictor_corrector.",
+        before="reverse_diffusion",
+    ),
+    _count(
+        "sampling.num_corrector_steps",
+        1,
+        "Number of Langevin steps after each step of predictor_corrector.",
+        low=0,
+        high=100_000,
+        before=1,
+    ),
+    _number(
+        "sampling.snr",
+        0.16,
+        "Signal-to-noise ratio of the Langevin steps of predictor_corrector.",
+        1e-6,
+        1e3,
+        before=0.16,
     ),
     _switch(
         "sampling.renew_known",

@@ -8,13 +8,14 @@
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.noise import split_keys, standard_uniform
-from score_jax.typing import AnyBatch, Array, Batch, Images, Keys, Labels, Pixels
+from score_jax.noise import split_keys, standard_uniform, sum_per_example
+from score_jax.typing import AnyBatch, Array, Batch, Images, Keys, Labels, Losses, Pixels
 
 
 def dequantize(keys: Keys, pixels: Pixels, num_values: int = 256) -> Batch:
@@ -89,6 +90,20 @@ def logit(x: Batch, boundary: float = 1e-6) -> Batch:
 def inverse_logit(y: Batch, boundary: float = 1e-6) -> Batch:
     """The inverse of `logit`; values outside its range are clipped to 0 or 1."""
     return jnp.clip((jax.nn.sigmoid(y) - boundary) / (1 - 2 * boundary), 0, 1)
+
+
+def logit_log_volume(y: Batch, boundary: float = 1e-6) -> Losses:
+    """Log determinant of the Jacobian of `logit`, [batch], at y = logit(x).
+
+    Added to the log density of y, it gives the log density of x.
+
+    Args:
+        y: Logits, [batch, *shape].
+        boundary: That of `logit`.
+    """
+    # The derivative is (1 - 2 boundary) / (p (1 - p)) with p = sigmoid(y).
+    logs = math.log1p(-2 * boundary) - jax.nn.log_sigmoid(y) - jax.nn.log_sigmoid(-y)
+    return sum_per_example(logs)
 
 
 def random_flip(keys: Keys, x: Images) -> Images:

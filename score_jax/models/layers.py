@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.ops.winograd import convolve
-from score_jax.typing import Array, Float, Levels
+from score_jax.typing import Array, Float, Labels, Levels
 
 FeatureMap = Float[Array, "batch _ _ _"]
 
@@ -130,6 +130,27 @@ class InstanceNormPlus(nn.Module):
         beta = self.param("beta", nn.initializers.zeros, shape, jnp.float32)
         broadcast = (jnp.asarray(value)[None, None, None] for value in (gamma, alpha, beta))
         return _instance_norm_plus(h, *broadcast)
+
+
+class ClassConditional(nn.Module):
+    """A norm, followed by a scale and a shift for every class that start at 1 and 0.
+
+    Attributes:
+        norm: Constructor of the norm from its name.
+        num_classes: Number of classes; the label num_classes stands for no class.
+    """
+
+    norm: Callable[..., nn.Module]
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, h: FeatureMap, condition: tuple[Levels, Labels]) -> FeatureMap:
+        level, label = condition
+        h = self.norm(name="norm")(h, level)
+        shape = (self.num_classes + 1, 2 * h.shape[-1])
+        embedding = jnp.asarray(self.param("classes", nn.initializers.zeros, shape, jnp.float32))
+        scale, shift = jnp.split(embedding[label][:, None, None], 2, axis=-1)
+        return (h * (1 + scale) + shift).astype(h.dtype)
 
 
 def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) -> FeatureMap:

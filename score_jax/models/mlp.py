@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from score_jax.models.layers import flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
-from score_jax.typing import Array, Batch, Levels
+from score_jax.typing import AnyLevels, Array, Batch
 
 
 def softplus(x: Array) -> Array:
@@ -44,12 +44,13 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Batch, level: Levels) -> Batch:
+    def __call__(self, x: Batch, level: AnyLevels) -> Batch:
         """The score at the examples' noise levels.
 
         Args:
             x: Perturbed data, [batch, *shape]; clean data of about unit size.
-            level: int [batch], 0 is the largest sigma.
+            level: int [batch], 0 is the largest sigma; or floating-point, for a sigma between
+                two levels, as in `noise.sigma_at`.
 
         Returns:
             The estimated gradient of the log density of `x`, of its shape and dtype.

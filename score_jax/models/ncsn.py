@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from score_jax.models.layers import (
+    ClassConditional,
     ConditionalInstanceNormPlus,
     Conv,
     compute_dtype,
@@ -17,8 +18,8 @@ from score_jax.models.layers import (
     mean_pool_5x5,
 )
 from score_jax.models.preconditioning import as_floats
-from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
-from score_jax.typing import Images, Levels
+from score_jax.models.refinenet import Stage, check_label, check_size, check_width, refine_net
+from score_jax.typing import Images, Labels, Levels
 
 STAGES = (
     Stage("1", 1, down=False, dilation=1, refine="4", refined=1),
@@ -41,6 +42,9 @@ class NCSN(nn.Module):
         remat: If True, recompute blocks for the gradient instead of storing their activations:
             less memory, about a third more time.
         sigmas: Noise levels, as other networks take them; only their number is used.
+        num_classes: Number of classes of a class-conditional network, whose norms have a scale and
+            a shift per class; None (or 0) for an unconditional one, as published. The label
+            num_classes stands for no class, if the network was trained with label dropout.
     """
 
     num_levels: int | None = None
@@ -49,8 +53,10 @@ class NCSN(nn.Module):
     dtype: str = "float32"
     remat: bool = False
     sigmas: Any = None
+    num_classes: int | None = None
 
     def __post_init__(self):
+        self.num_classes = self.num_classes or None
         if self.sigmas is not None:
             num_levels = len(as_floats(self.sigmas))
             if self.num_levels not in (None, num_levels):
@@ -66,26 +72,33 @@ class NCSN(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Images, level: Levels) -> Images:
+    def __call__(self, x: Images, level: Levels, label: Labels | None = None) -> Images:
         """The score of images at their noise levels.
 
         Args:
             x: Perturbed images, [batch, height, width, channels]; clean ones are in [0, 1].
             level: int [batch], 0 is the largest sigma.
+            label: int [batch] in [0, num_classes], for a class-conditional network.
 
         Returns:
             The estimated gradient of the log density of `x`, of its shape and dtype.
 
         Raises:
-            ValueError: If height or width is odd or below 4, or the network's width is below 2.
+            ValueError: If height or width is odd or below 4, the network's width is below 2, or
+                labels are missing or not accepted.
         """
         check_size("NCSN", *x.shape[1:3], STAGES)
         check_width(self.width)
+        check_label("NCSN", self.num_classes, label)
         norm = functools.partial(ConditionalInstanceNormPlus, num_levels=self.num_levels)
+        condition = level
+        if self.num_classes is not None:
+            norm = functools.partial(ClassConditional, norm, self.num_classes)
+            condition = (level, label)
         x = jnp.asarray(x)
         h = (2 * x - 1 if self.centered else x).astype(compute_dtype(self.dtype))
         h = Conv(self.width, name="begin_conv")(h)
-        h = refine_net(h, level, self.width, STAGES, norm, norm, mean_pool_5x5, self.remat)
-        h = elu(norm(name="normalizer")(h, level))
+        h = refine_net(h, condition, self.width, STAGES, norm, norm, mean_pool_5x5, self.remat)
+        h = elu(norm(name="normalizer")(h, condition))
         score = Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32)
         return score.astype(x.dtype)

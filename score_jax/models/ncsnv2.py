@@ -6,6 +6,7 @@ Reference: Song & Ermon (2020), "Improved techniques for training score-based ge
 technique 3 and appendix.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.models.layers import (
+    ClassConditional,
     Conv,
     InstanceNormPlus,
     compute_dtype,
@@ -21,8 +23,8 @@ from score_jax.models.layers import (
     without_norm,
 )
 from score_jax.models.preconditioning import as_floats
-from score_jax.models.refinenet import Stage, check_size, check_width, refine_net
-from score_jax.typing import Images, Levels
+from score_jax.models.refinenet import Stage, check_label, check_size, check_width, refine_net
+from score_jax.typing import Images, Labels, Levels
 
 VARIANTS = {
     "standard": (
@@ -63,6 +65,9 @@ class NCSNv2(nn.Module):
             statistics are float32 in any case.
         remat: If True, recompute blocks for the gradient instead of storing their activations:
             less memory, about a third more time.
+        num_classes: Number of classes of a class-conditional network, whose norms have a scale and
+            a shift per class; None (or 0) for an unconditional one, as published. The label
+            num_classes stands for no class, if the network was trained with label dropout.
     """
 
     sigmas: Any
@@ -71,25 +76,28 @@ class NCSNv2(nn.Module):
     centered: bool = True
     dtype: str = "float32"
     remat: bool = False
+    num_classes: int | None = None
 
     def __post_init__(self):
+        self.num_classes = self.num_classes or None
         self.sigmas = as_floats(self.sigmas)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Images, level: Levels) -> Images:
+    def __call__(self, x: Images, level: Levels, label: Labels | None = None) -> Images:
         """The score of images at their noise levels.
 
         Args:
             x: Perturbed images, [batch, height, width, channels]; clean ones are in [0, 1].
             level: int [batch], 0 is the largest sigma.
+            label: int [batch] in [0, num_classes], for a class-conditional network.
 
         Returns:
             The estimated gradient of the log density of `x`, of its shape and dtype.
 
         Raises:
             ValueError: If height or width cannot be halved as often as the variant does, the width
-                is below 2, or the variant is unknown.
+                is below 2, the variant is unknown, or labels are missing or not accepted.
         """
         if self.variant not in VARIANTS:
             known = ", ".join(VARIANTS)
@@ -97,6 +105,11 @@ class NCSNv2(nn.Module):
         stages = VARIANTS[self.variant]
         check_size(f"NCSNv2 ({self.variant})", *x.shape[1:3], stages)
         check_width(self.width)
+        check_label("NCSNv2", self.num_classes, label)
+        norm, condition = InstanceNormPlus, level
+        if self.num_classes is not None:
+            norm = functools.partial(ClassConditional, norm, self.num_classes)
+            condition = (level, label)
         stored = self.param("sigmas", lambda key: jnp.asarray(self.sigmas, jnp.float32))
         sigmas = jax.lax.stop_gradient(jnp.asarray(stored))
         x = jnp.asarray(x)
@@ -104,14 +117,14 @@ class NCSNv2(nn.Module):
         h = Conv(self.width, name="begin_conv")(h)
         h = refine_net(
             h,
-            level,
+            condition,
             self.width,
             stages,
-            InstanceNormPlus,
+            norm,
             without_norm,
             max_pool_5x5,
             self.remat,
         )
-        h = elu(InstanceNormPlus(name="normalizer")(h, level))
+        h = elu(norm(name="normalizer")(h, condition))
         score = Conv(x.shape[-1], name="end_conv")(h).astype(jnp.float32)
         return (score / sigmas[level][:, None, None, None]).astype(x.dtype)

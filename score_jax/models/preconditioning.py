@@ -15,8 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.noise import checked_sigmas, per_example
-from score_jax.typing import Array, Batch, Levels
+from score_jax.noise import checked_sigmas, per_example, sigma_at
+from score_jax.typing import AnyLevels, Array, Batch
 
 
 def as_floats(sigmas: Any) -> tuple[float, ...]:
@@ -35,7 +35,7 @@ def as_floats(sigmas: Any) -> tuple[float, ...]:
 def preconditioned(
     network: Callable[[Array, Array], Array],
     x: Batch,
-    level: Levels,
+    level: AnyLevels,
     sigmas: Sequence[float],
     mean: float = 0.0,
     std: float = 1.0,
@@ -46,7 +46,7 @@ def preconditioned(
         network: F: (x [batch, *shape] of unit scale, log sigma [batch, 1]) -> float32
             [batch, *shape].
         x: Perturbed data.
-        level: int [batch], indices into `sigmas`.
+        level: Indices into `sigmas`, int [batch] or floating-point as in `noise.sigma_at`.
         sigmas: Noise levels, decreasing.
         mean: m, approximately the mean of the data.
         std: d, approximately the standard deviation of the data; above 0.
@@ -59,7 +59,7 @@ def preconditioned(
     """
     if not std > 0:
         raise ValueError(f"data_std={std} must be above 0")
-    sigma = per_example(jnp.asarray(sigmas, jnp.float32)[level], x)
+    sigma = per_example(sigma_at(level, jnp.asarray(sigmas, jnp.float32)), x)
     total = jnp.sqrt(sigma**2 + std**2)
     log_sigma = jnp.log(sigma).reshape(x.shape[0], 1)
     f = network((x - mean) / total, log_sigma)

@@ -1,18 +1,21 @@
 """RefineNet: residual blocks on the way down, refine blocks on the way up.
 
-Blocks construct their norms as `norm(name=...)`, a module called with (h, level). The two
+Blocks construct their norms as `norm(name=...)`, a module called with (h, condition). The two
 published families differ in the places of the norms, in their conditioning and in the pooling.
 
 Reference: Lin et al. (2017), "RefineNet"; Song & Ermon (2019), appendix A.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import flax.linen as nn
 
 from score_jax.models.layers import Conv, elu, mean_pool_2x2, resize_aligned
-from score_jax.typing import Array, Levels
+from score_jax.typing import Array, Labels, Levels
+
+Condition: TypeAlias = Levels | tuple[Levels, Labels]
+"""Argument of the norms: noise levels, or noise levels and labels."""
 
 
 class ResidualBlock(nn.Module):
@@ -32,15 +35,15 @@ class ResidualBlock(nn.Module):
     dilation: int = 1
 
     @nn.compact
-    def __call__(self, h: Array, level: Levels) -> Array:
+    def __call__(self, h: Array, condition: Condition) -> Array:
         width = h.shape[-1]
         pool = self.down and self.dilation == 1
         # In a block that begins a stage, the first convolution keeps the width and the second
         # changes it.
         first_features = width if self.down else self.features
-        y = elu(self.norm(name="normalize1")(h, level))
+        y = elu(self.norm(name="normalize1")(h, condition))
         y = Conv(first_features, dilation=self.dilation, name="conv1")(y)
-        y = elu(self.norm(name="normalize2")(y, level))
+        y = elu(self.norm(name="normalize2")(y, condition))
         y = Conv(self.features, dilation=self.dilation, name="conv2")(y)
         if self.down or width != self.features:
             size = 1 if pool else 3
@@ -55,11 +58,11 @@ class ResidualConvUnits(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, h: Array, level: Levels) -> Array:
+    def __call__(self, h: Array, condition: Condition) -> Array:
         for block in range(1, self.num_blocks + 1):
             residual = h
             for stage in (1, 2):
-                h = elu(self.norm(name=f"{block}_{stage}_norm")(h, level))
+                h = elu(self.norm(name=f"{block}_{stage}_norm")(h, condition))
                 h = Conv(h.shape[-1], use_bias=False, name=f"{block}_{stage}_conv")(h)
             h = h + residual
         return h
@@ -72,10 +75,12 @@ class MultiScaleFusion(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, maps: Sequence[Array], level: Levels, size: tuple[int, int]) -> Array:
+    def __call__(
+        self, maps: Sequence[Array], condition: Condition, size: tuple[int, int]
+    ) -> Array:
         total = 0.0
         for i, h in enumerate(maps):
-            h = Conv(self.features, name=f"convs_{i}")(self.norm(name=f"norms_{i}")(h, level))
+            h = Conv(self.features, name=f"convs_{i}")(self.norm(name=f"norms_{i}")(h, condition))
             total = total + resize_aligned(h, size)
         return total
 
@@ -87,10 +92,10 @@ class ChainedResidualPooling(nn.Module):
     pool: Callable[[Array], Array]
 
     @nn.compact
-    def __call__(self, h: Array, level: Levels) -> Array:
+    def __call__(self, h: Array, condition: Condition) -> Array:
         h = path = elu(h)
         for i in range(2):
-            path = self.pool(self.norm(name=f"norms_{i}")(path, level))
+            path = self.pool(self.norm(name=f"norms_{i}")(path, condition))
             path = Conv(h.shape[-1], use_bias=False, name=f"convs_{i}")(path)
             h = h + path
         return h
@@ -113,19 +118,19 @@ class RefineBlock(nn.Module):
     last: bool = False
 
     @nn.compact
-    def __call__(self, maps: Sequence[Array], level: Levels) -> Array:
+    def __call__(self, maps: Sequence[Array], condition: Condition) -> Array:
         """Combines `maps`, of which the first one has the resolution of the output."""
         adapted = []
         for i, h in enumerate(maps):
             units = ResidualConvUnits(2, self.norm, name=f"adapt_convs_{i}")
-            adapted.append(units(h, level))
+            adapted.append(units(h, condition))
         h = adapted[0]
         if len(maps) > 1:
             fusion = MultiScaleFusion(self.features, self.norm, name="msf")
-            h = fusion(adapted, level, maps[0].shape[1:3])
-        h = ChainedResidualPooling(self.norm, self.pool, name="crp")(h, level)
+            h = fusion(adapted, condition, maps[0].shape[1:3])
+        h = ChainedResidualPooling(self.norm, self.pool, name="crp")(h, condition)
         num_blocks = 3 if self.last else 1
-        return ResidualConvUnits(num_blocks, self.norm, name="output_convs")(h, level)
+        return ResidualConvUnits(num_blocks, self.norm, name="output_convs")(h, condition)
 
 
 class Stage(NamedTuple):
@@ -151,7 +156,7 @@ class Stage(NamedTuple):
 
 def refine_net(
     h: Array,
-    level: Levels,
+    condition: Condition,
     width: int,
     stages: Sequence[Stage],
     norm: Callable[..., nn.Module],
@@ -165,7 +170,8 @@ def refine_net(
 
     Args:
         h: Output of the first convolution, [batch, height, width, features].
-        level: Noise level of each example.
+        condition: Noise level of each example, or (level, label) for norms that are conditional
+            on the class.
         width: n, the unit of the features.
         stages: Stages from the finest to the coarsest.
         norm: Constructor of the norms of the residual blocks.
@@ -181,8 +187,8 @@ def refine_net(
     for stage in stages:
         features, name = stage.features * width, f"res{stage.name}"
         settings = {"dilation": stage.dilation}
-        h = residual(features, norm, down=stage.down, name=f"{name}_0", **settings)(h, level)
-        h = residual(features, norm, name=f"{name}_1", **settings)(h, level)
+        h = residual(features, norm, down=stage.down, name=f"{name}_0", **settings)(h, condition)
+        h = residual(features, norm, name=f"{name}_1", **settings)(h, condition)
         maps.append(h)
 
     # On the way up, combine each with the result of the coarser stages.
@@ -195,7 +201,7 @@ def refine_net(
             last=stage is stages[0],
             name=f"refine{stage.refine}",
         )
-        h = block([own, *coarser], level)
+        h = block([own, *coarser], condition)
     return h
 
 
@@ -214,3 +220,10 @@ def check_width(width: int) -> None:
     if width < 2:
         # The unbiased variance over features divides by width - 1.
         raise ValueError(f"width={width} must be at least 2")
+
+
+def check_label(kind: str, num_classes: int | None, label: Labels | None) -> None:
+    """Raises a ValueError if labels are missing or not accepted."""
+    if (label is None) != (num_classes is None):
+        need = "takes no" if num_classes is None else "needs"
+        raise ValueError(f"{kind} of num_classes={num_classes} {need} labels")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from score_jax.models.layers import Conv, FeatureMap, compute_dtype, flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
-from score_jax.typing import Array, Images, Labels, Levels
+from score_jax.typing import AnyLevels, Array, Images, Labels
 
 
 class GroupNorm(nn.Module):
@@ -130,12 +130,13 @@ class UNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Images, level: Levels, label: Labels | None = None) -> Images:
+    def __call__(self, x: Images, level: AnyLevels, label: Labels | None = None) -> Images:
         """The score of images at their noise levels.
 
         Args:
             x: Perturbed images, [batch, height, width, channels].
-            level: int [batch], 0 is the largest sigma.
+            level: int [batch], 0 is the largest sigma; or floating-point, for a sigma between
+                two levels, as in `noise.sigma_at`.
             label: int [batch] in [0, num_classes], for a class-conditional network.
 
         Returns:

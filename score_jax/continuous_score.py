@@ -1,0 +1,75 @@
+"""A score at any noise level, from a score function that knows the training levels.
+
+continuous(score_fn, sigmas):   (x, sigma) -> score
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from score_jax.noise import checked_sigmas, per_example, sigma_at
+from score_jax.typing import Array, Batch, Float, ScoreFn, Sigmas
+
+ContinuousScoreFn = Callable[[Array, Array], Array]
+"""(x [batch, *shape], sigma [batch]) -> score [batch, *shape]."""
+
+
+def continuous(
+    score_fn: ScoreFn, sigmas: Sigmas | Sequence[float], *, fractional: bool | None = None
+) -> ContinuousScoreFn:
+    """The score as a function of sigma.
+
+    Networks that are conditioned on sigma itself, such as `UNet` and `MLP`, and the densities of
+    `analytic` take floating-point levels and are evaluated at sigma exactly. For all others,
+
+        s(x, sigma) = s(x, i) sigma_i / sigma,   i the nearest level on a logarithmic scale,
+
+    which is exact for networks that divide by sigma, such as `NCSNv2`; for the others the result
+    jumps halfway between two levels. Beyond the first and the last level, the same rule extends
+    the score of that level.
+
+    Args:
+        score_fn: (x, level) -> score.
+        sigmas: The levels of `score_fn`, decreasing.
+        fractional: True if `score_fn` takes floating-point levels, in the sense of
+            `noise.sigma_at`; None finds out by tracing it.
+
+    Returns:
+        (x [batch, *shape], sigma [batch]) -> score, a pure function.
+
+    Raises:
+        ValueError: If sigmas do not decrease.
+    """
+    sigmas = jnp.asarray(checked_sigmas(sigmas))
+    log_sigmas = jnp.log(sigmas)
+
+    def at(x: Batch, sigma: Float[Array, "batch"]) -> Batch:
+        level = jnp.interp(
+            -jnp.log(sigma), -log_sigmas, jnp.arange(len(sigmas), dtype=log_sigmas.dtype)
+        )
+        takes_fractions = fractional
+        if takes_fractions is None:
+            takes_fractions = takes_fractional_levels(score_fn, x)
+        if not takes_fractions:
+            level = jnp.round(level).astype(jnp.int32)
+        scale = sigma_at(level, sigmas) / sigma
+        if takes_fractions:
+            # Between the levels the ratio is 1 up to rounding.
+            inside = (sigma <= sigmas[0]) & (sigma >= sigmas[-1])
+            scale = jnp.where(inside, 1.0, scale)
+        return (per_example(scale, x) * score_fn(x, level)).astype(x.dtype)
+
+    return at
+
+
+def takes_fractional_levels(score_fn: ScoreFn, x: Batch) -> bool:
+    """True if a score function can be traced with floating-point levels.
+
+    Indexing and embedding by a floating-point level is an error in JAX and Flax.
+    """
+    try:
+        jax.eval_shape(score_fn, x, jnp.zeros(x.shape[0], jnp.float32))
+    except Exception:  # A user's function may raise anything; the call with int levels reports it.
+        return False
+    return True

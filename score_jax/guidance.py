@@ -1,0 +1,79 @@
+"""Classifier-free guidance: a score function made of two others.
+
+    s(x, i) = s_u(x, i) + w (s_c(x, i) - s_u(x, i))
+
+with s_c the score conditional on a class and s_u the unconditional one. w = 1 is the conditional
+score; larger weights w draw more typical and less varied images of the class.
+
+Reference: Ho & Salimans (2022), "Classifier-free diffusion guidance", equation 6, whose weight is
+w - 1.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from score_jax.network import as_pytree
+from score_jax.typing import Array, Scalar
+
+
+def class_guidance(
+    conditional: Callable[..., Array], unconditional: Callable[..., Array], weight: Scalar
+) -> Callable[..., Array]:
+    """The guided score.
+
+    Args:
+        conditional: (x, level) -> score given the class, or (x, level, label) -> score.
+        unconditional: (x, level) -> score.
+        weight: w above, 0 or more. 0 is the unconditional score, 1 the conditional one.
+
+    Returns:
+        A score function with the arguments of `conditional`, as a pytree of the arrays of both.
+        It evaluates both networks.
+
+    Raises:
+        ValueError: If a concrete weight is negative.
+    """
+    if not isinstance(weight, jax.core.Tracer) and not float(weight) >= 0:
+        raise ValueError(f"weight={weight} must be 0 or above")
+    parts = as_pytree(conditional), as_pytree(unconditional)
+    return jax.tree_util.Partial(_guided, *parts, jnp.asarray(weight, jnp.float32))
+
+
+def without_label(score_fn: Callable[..., Array], num_classes: int) -> Callable[..., Array]:
+    """The unconditional score of a conditional network that was trained with label dropout.
+
+    Args:
+        score_fn: (x, level, label) -> score; the label num_classes stands for no class.
+        num_classes: Number of classes.
+
+    Returns:
+        (x, level) -> score, as a pytree of the arrays of `score_fn`. Further arguments are
+        ignored.
+    """
+    return with_fixed_label(score_fn, num_classes)
+
+
+def with_fixed_label(score_fn: Callable[..., Array], label: int | Array) -> Callable[..., Array]:
+    """The score of a conditional network with one label for all examples.
+
+    Args:
+        score_fn: (x, level, label) -> score.
+        label: The label, a scalar.
+
+    Returns:
+        (x, level) -> score, as a pytree of the arrays of `score_fn`. Further arguments are
+        ignored.
+    """
+    return jax.tree_util.Partial(_labelled, as_pytree(score_fn), jnp.int32(label))
+
+
+def _guided(conditional, unconditional, weight, x, level, *label):
+    base = unconditional(x, level)
+    toward = conditional(x, level, *label) - base
+    return (base + weight.astype(base.dtype) * toward).astype(x.dtype)
+
+
+def _labelled(score_fn, fixed, x, level, *label):
+    return score_fn(x, level, jnp.broadcast_to(fixed, x.shape[:1]))
