@@ -219,6 +219,9 @@ VALUES = {
     "completions": "3",
     "subsample": "3",
     "mask": "left",
+    "noise": "0.1",
+    "method": "dps",
+    "guidance": "2",
 }
 
 
@@ -248,6 +251,7 @@ READ = {
     "evaluate": {"seed", "loss.name", "training.batch_size", "data.device_megabytes"},
     "likelihood": {"seed", "sampling.batch_size", "data.path", "data.device_megabytes"},
     "inpaint": {"sampling.guidance", "data.path"},
+    "restore": {"sampling.method", "data.path", "seed"},
     "interpolate": {"sampling.step_size"},
     "export": {"sampling.num_steps", "seed"},
     "figures": {"sampling.batch_size", "seed"},
@@ -259,10 +263,11 @@ NOT_READ = {
     "evaluate": {"sampling.num_steps", "optim.beta1", "training.num_steps"},
     "likelihood": {"loss.name", "training.batch_size", "optim.beta1"},
     "inpaint": {"loss.name", "training.log_every"},
+    "restore": {"loss.name", "training.batch_size"},
     "interpolate": {"optim.clip_norm"},
     "export": {"loss.levels", "optim.beta2"},
     "figures": {"training.batch_size"},
-    "schedule": {"noise.num_levels", "sampling.step_size", "model.width", "optim.beta1"},
+    "schedule": {"noise.num_levels", "noise.sigma_max", "model.width", "optim.beta1"},
 }
 
 
@@ -389,8 +394,8 @@ BAD_INPUT = {
     "a section": (["--config.optim=0.1"], "--config.optim is not a setting: optim has"),
     "unknown mode": (
         ["--mode=tran"],
-        "--mode=tran must be train, sample, evaluate, likelihood, inpaint, interpolate, export, "
-        "figures, schedule or import",
+        "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
+        "export, figures, schedule or import",
     ),
     "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),
@@ -473,8 +478,8 @@ BAD_INPUT = {
         "config.model.heads is not a setting: the network 'ncsn' has name, width, centered",
     ),
     "a network that takes no labels": (
-        ["--config.model.name=ncsn"],
-        "the network 'ncsn' takes no labels: set it to False",
+        ["--config.model.name=flax.linen:Dense", "--config.model.features=1"],
+        "the network 'flax.linen:Dense' takes no labels: set it to False",
     ),
     "data without labels": (
         ["--config.data.source=npz", "--config.data.path={even}"],
@@ -898,7 +903,7 @@ def test_modes_name_functions_that_exist():
         module, _, function = mode.function.partition(":")
         file = ROOT / (module.replace(".", "/") + ".py")
         assert f"def {function}(command: Command, devices" in file.read_text()
-    assert modes.users("label") == "--mode=sample and --mode=inpaint"
+    assert modes.users("label") == "--mode=sample, --mode=inpaint and --mode=restore"
 
 
 def test_a_mode_gets_its_command_and_devices(tmp_path, monkeypatch):

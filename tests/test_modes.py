@@ -26,7 +26,7 @@ from runs import (
     tree,
 )
 
-from score_jax.cli import figures, inpaint
+from score_jax.cli import figures, inpaint, masks
 from score_jax.cli.config_files import load_config
 from score_jax.cli.flags import parse
 from score_jax.cli.settings import ncsn
@@ -128,24 +128,81 @@ def test_masks_of_every_name():
     ):
         expected = np.ones((8, 8, 3), bool)
         expected[missing] = False
-        np.testing.assert_array_equal(inpaint.read_mask(name, (8, 8, 3)), expected, err_msg=name)
+        np.testing.assert_array_equal(masks.read_mask(name, (8, 8, 3)), expected, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["bool", "0 and 1", "palette", "opaque"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bool",
+        "0 and 1",
+        "palette",
+        "opaque",
+        "erased",
+        "white brush",
+        "black brush",
+        "both",
+        "ones",
+    ],
+)
 def test_masks_saved_in_other_ways(kind, tmp_path):
     known = np.zeros((8, 8), bool)
     known[2:, 1:5] = True
     opaque = np.full((8, 8, 4), 255, np.uint8)
     opaque[~known, :3] = 0
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+    def transparent(rgb, alpha):
+        return Image.fromarray(np.dstack([rgb, np.where(alpha, 255, 0)]).astype(np.uint8), "RGBA")
+
+    white, black = np.full((8, 8, 3), 255), np.zeros((8, 8, 3))
+    half = np.arange(8)[:, None] + np.zeros(8) >= 4
     image = {
+        "erased": lambda: transparent(colours, known),
+        "white brush": lambda: transparent(white, known),
+        "black brush": lambda: transparent(black, ~known),
+        "both": lambda: transparent(np.where(known[..., None], white, black), known | half),
+        "ones": lambda: transparent(known[..., None] * np.ones(3), known | half),
         "bool": lambda: Image.fromarray(known),
         "0 and 1": lambda: Image.fromarray(known.astype(np.uint8)),
         "palette": lambda: Image.fromarray(known.astype(np.uint8) * 255).convert("P"),
         "opaque": lambda: Image.fromarray(opaque, "RGBA"),
     }[kind]()
     image.save(tmp_path / "mask.png")
-    found = inpaint.read_mask(str(tmp_path / "mask.png"), (8, 8, 3))
+    found = masks.read_mask(str(tmp_path / "mask.png"), (8, 8, 3))
     np.testing.assert_array_equal(found, np.broadcast_to(known[..., None], (8, 8, 3)))
+
+
+@pytest.mark.parametrize("method", [None, "pseudo_inverse"])
+def test_masks_are_scaled_with_their_images(method, finished, command, tmp_path):
+    """Paint over the missing part does not change the known pixels of the small image."""
+    rng = np.random.default_rng(1)
+    large = np.repeat(np.repeat(rng.integers(0, 256, (8, 8)), 6, axis=0), 6, axis=1)
+    large = np.pad(large, ((0, 0), (10, 14))).astype(np.uint8)  # The central square is cut out.
+    known = np.zeros((48, 72), bool)
+    known[:, :36] = True
+    for name, paint in (("a", 0), ("b", 255)):
+        Image.fromarray(np.where(known, large, paint).astype(np.uint8)).save(
+            tmp_path / f"{name}.png"
+        )
+    Image.fromarray(known).save(tmp_path / "mask.png")
+    code, shown = command(
+        f"--workdir={finished}",
+        "--mode=inpaint",
+        f"--image={tmp_path}/a.png,{tmp_path}/b.png",
+        f"--mask={tmp_path}/mask.png",
+        *([] if method is None else [f"--method={method}"]),
+        "--completions=1",
+        "--name=scaled",
+    )
+    assert (code, shown) == (0, "")
+    found = load(finished / "scaled.npz")
+    mask = found["mask"][..., 0]
+    assert mask[:, :4].all()
+    assert not mask[:, 4:].any()
+    first, second = found["originals"][..., 0]
+    np.testing.assert_allclose(first[mask], second[mask], atol=1.5 / 256)
+    np.testing.assert_array_equal(found["completions"][0, 0, ..., 0][mask], first[mask])
 
 
 @pytest.mark.parametrize(
@@ -155,13 +212,14 @@ def test_masks_saved_in_other_ways(kind, tmp_path):
         (["--image={own}", "--number=3"], "--number=3 counts held-out images: leave it out"),
         (["--image={text}"], "text.png cannot be read as an image"),
         (["--mask=/none.png"], "--mask=/none.png is neither a file nor one of right, left"),
-        (["--mask={large}"], "is 4x6, but the images are 8x8"),
         (["--mask={white}"], "leaves nothing to complete"),
         (["--label=10"], "--label=10 must be a class from 0 to 9"),
         (["--number=0"], "--number=0 must be an integer from 1"),
         (["--completions=0"], "--completions=0 must be an integer from 1"),
         (["--completions=two"], "--completions=two"),
-        (["--mask={transparent}"], "is partly transparent: save it without transparency"),
+        (["--mask={hidden}"], "leaves nothing known"),
+        (["--image={own}", "--mask={large}"], "is 4x6, but --image="),
+        (["--method=best"], "--method=best must be one of"),
         (["--label=-1"], "--label=-1 must be"),
         (["--name=a/b"], "--name=a/b must be a file name without folder and suffix"),
         (["--checkpoint=x.pth"], "--checkpoint is not used by --mode=inpaint"),
@@ -172,10 +230,8 @@ def test_bad_input_to_inpainting(arguments, sentence, finished, command, tmp_pat
     Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "large.png")
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "own.png")
-    half = np.full((8, 8, 4), 255, np.uint8)
-    half[4:, :, 3] = 100
-    Image.fromarray(half, "RGBA").save(tmp_path / "transparent.png")
-    kinds = ("text", "large", "white", "own", "transparent")
+    Image.fromarray(np.zeros((8, 8, 4), np.uint8), "RGBA").save(tmp_path / "hidden.png")
+    kinds = ("text", "large", "white", "own", "hidden")
     names = {name: tmp_path / f"{name}.png" for name in kinds}
     before = tree(finished)
     code, shown = command(

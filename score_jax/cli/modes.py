@@ -61,7 +61,7 @@ MODES = {
     "inpaint": Mode(
         "score_jax.cli.inpaint:inpaint_mode",
         "Complete images of which a part is missing.",
-        ("image", "mask", "label", "number", "completions", "name"),
+        ("image", "mask", "method", "label", "number", "completions", "name"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "restore": Mode(
@@ -147,8 +147,8 @@ FLAGS = (
         "mask",
         str,
         None,
-        "Missing side (right, left, top or bottom) or center, or an image file that is white "
-        "where pixels are known; by default right.",
+        "Missing side (right, left, top or bottom) or center, or an image file that is black or "
+        "transparent where pixels are missing; by default right.",
     ),
     Setting(
         "task",
@@ -170,7 +170,8 @@ FLAGS = (
         "method",
         str,
         None,
-        "Approximation of the posterior; by default moment_matching.",
+        "Approximation of the posterior; by default moment_matching, and in inpaint the paper's "
+        "algorithm.",
         choices=POSTERIORS,
     ),
     Setting(

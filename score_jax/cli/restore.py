@@ -14,8 +14,16 @@ import numpy as np
 from score_jax import operators
 from score_jax.cli import images, workdir
 from score_jax.cli.flags import Command
-from score_jax.cli.inpaint import NUMBER, Originals, completion_label, read_mask, read_originals
+from score_jax.cli.masks import read_mask
+from score_jax.cli.originals import (
+    NUMBER,
+    Originals,
+    completion_label,
+    image_transform,
+    read_originals,
+)
 from score_jax.cli.run import Run, naming_step_size, open_run, output_settings
+from score_jax.data.files import AS_STORED, ImageTransform
 from score_jax.guidance import with_fixed_label
 from score_jax.noise import example_keys, run_keys, standard_normal
 from score_jax.posterior import posterior_score
@@ -70,7 +78,7 @@ def restore_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             "--mode=restore needs a network of pixels: measurements of images are not linear in "
             "their logits (config.data.logit=True)"
         )
-    operator = read_task(options.task, run.shape, run.config["seed"])
+    operator = read_task(options.task, run.shape, run.config["seed"], image_transform(run))
     originals = read_originals(run, options)
     label = completion_label(run, options.label)
     task = Task(
@@ -104,13 +112,19 @@ def restore_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     return True
 
 
-def read_task(task: str, shape: tuple[int, ...], seed: int) -> Callable[..., Any]:
+def read_task(
+    task: str,
+    shape: tuple[int, ...],
+    seed: int,
+    transform: ImageTransform = AS_STORED,
+) -> Callable[..., Any]:
     """The operator of a task such as "superresolve:2".
 
     Args:
         task: Name and parameter, as in `TASKS`.
         shape: Shape of an image, [height, width, channels].
         seed: Seed of random operators.
+        transform: Crop and size of the images, for a mask file of another size.
 
     Raises:
         ValueError: If the task is unknown, or does not fit the images.
@@ -124,7 +138,7 @@ def read_task(task: str, shape: tuple[int, ...], seed: int) -> Callable[..., Any
     value = value or defaults[name]
     height, width, channels = shape
     if name == "inpaint":
-        return operators.mask(read_mask(value, shape))
+        return operators.mask(read_mask(value, shape, transform, "--task=inpaint:"))
     if name == "colorize":
         if channels != 3:
             raise ValueError(
@@ -192,7 +206,18 @@ def measure(run: Run, task: Task, x: np.ndarray) -> np.ndarray:
 def posterior_samples(
     run: Run, task: Task, measured: np.ndarray, label: int | None, completions: int
 ) -> np.ndarray:
-    """Samples of the posterior of each image, [images, completions, *shape]."""
+    """Samples of the posterior of each image, [images, completions, *shape].
+
+    Args:
+        run: The run.
+        task: The inverse problem, of images as the network sees them.
+        measured: Measurements, [images, *measurement].
+        label: The class as `originals.completion_label` gives it.
+        completions: Samples per image.
+
+    Raises:
+        FloatingPointError: If a chain is not finite.
+    """
     score_fn = run.score_fn(run.state.ema_params)
     if label is not None:
         score_fn = with_fixed_label(score_fn, label)
