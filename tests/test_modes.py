@@ -193,10 +193,10 @@ def test_masks_are_scaled_with_their_images(method, finished, command, tmp_path)
         f"--mask={tmp_path}/mask.png",
         *([] if method is None else [f"--method={method}"]),
         "--completions=1",
-        "--name=scaled",
+        f"--name=scaled_{method}",
     )
     assert (code, shown) == (0, "")
-    found = load(finished / "scaled.npz")
+    found = load(finished / f"scaled_{method}.npz")
     mask = found["mask"][..., 0]
     assert mask[:, :4].all()
     assert not mask[:, 4:].any()
@@ -219,7 +219,7 @@ def test_masks_are_scaled_with_their_images(method, finished, command, tmp_path)
         (["--completions=two"], "--completions=two"),
         (["--mask={hidden}"], "leaves nothing known"),
         (["--image={own}", "--mask={large}"], "is 4x6, but --image="),
-        (["--method=best"], "--method=best must be one of"),
+        (["--method=best"], "--method=best must be moment_matching"),
         (["--label=-1"], "--label=-1 must be"),
         (["--name=a/b"], "--name=a/b must be a file name without folder and suffix"),
         (["--checkpoint=x.pth"], "--checkpoint is not used by --mode=inpaint"),
@@ -227,7 +227,7 @@ def test_masks_are_scaled_with_their_images(method, finished, command, tmp_path)
 )
 def test_bad_input_to_inpainting(arguments, sentence, finished, command, tmp_path):
     (tmp_path / "text.png").write_text("no image")
-    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "large.png")
+    Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10).save(tmp_path / "large.png")
     Image.fromarray(np.full((8, 8), 255, np.uint8)).save(tmp_path / "white.png")
     Image.fromarray(np.full((8, 8), 9, np.uint8)).save(tmp_path / "own.png")
     Image.fromarray(np.zeros((8, 8, 4), np.uint8), "RGBA").save(tmp_path / "hidden.png")

@@ -70,7 +70,7 @@ def test_tasks_that_do_not_fit_are_refused(task, shape, words):
 def test_an_accelerated_scan_measures_whole_columns_with_the_lowest_frequencies(
     width, acceleration
 ):
-    mask = cartesian_mask(jax.random.key(1), 6, width, acceleration)
+    mask = cartesian_mask(jax.random.key(1), 6, width, float(acceleration))
     assert mask.shape == (6, width)
     assert (mask == mask[:1]).all()
     assert mask[0].sum() == max(1, round(width / acceleration))
@@ -110,7 +110,8 @@ def test_digits_are_restored_from_half_the_resolution(plain, command):
     assert found["misfit"].max() < 3
     other = np.roll(found["samples"], 1, axis=0)
     operator = restore.read_task("superresolve:2", GREY, seed=0)
-    assert misfit(Task(operator, 0.05, ""), found["measurements"], other).mean() > 4
+    others = misfit(Task(operator, 0.05, ""), found["measurements"], other)
+    assert others.mean() > 2 * found["misfit"].mean()
     assert (plain / "restoration.png").stat().st_size > 1000
 
     # The same command again writes the same bits; another seed of the noise, a file of its own.
@@ -123,7 +124,7 @@ def test_digits_are_restored_from_half_the_resolution(plain, command):
     [
         ([], "--mode=restore needs --task, such as colorize"),
         (["--task=sharpen"], "--task=sharpen is not known"),
-        (["--task=sense", "--method=best"], "--method='best' must be moment_matching"),
+        (["--task=sense", "--method=best"], "--method=best must be moment_matching"),
         (["--task=sense", "--noise=0"], "--noise=0"),
         (["--task=sense", "--mask=left"], "--mask"),
     ],
