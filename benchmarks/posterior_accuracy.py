@@ -55,7 +55,7 @@ ODE = {"sampler": probability_flow, "num_steps": 60}
 LANGEVIN = {"num_steps": 10, "step_size": 1e-5}
 # Name -> settings of the posterior, settings of the sampler.
 METHODS = {
-    "moment matching": ({"num_iterations": 60, "tolerance": 0.02}, ODE),
+    "moment matching": ({}, ODE),
     "moment matching, defaults": ({}, ODE),
     "moment matching, 5 iterations": ({"num_iterations": 5}, ODE),
     "pseudo-inverse": ({"method": "pseudo_inverse"}, ODE),

@@ -41,8 +41,8 @@ def posterior_score(
     sigmas: Sigmas,
     *,
     method: str = "moment_matching",
-    num_iterations: int = 20,
-    tolerance: Scalar = 0.05,
+    num_iterations: int = 60,
+    tolerance: Scalar = 0.02,
     variance: Scalar = 1.0,
     zeta: Scalar = 1.0,
     annealing: Scalar = 1.0,
@@ -64,7 +64,7 @@ def posterior_score(
             `annealed_langevin`, where its error vanishes with sigma.
         num_iterations: Largest number of iterations of conjugate residuals (conjugate gradients
             that minimise the residual), for "moment_matching" and "pseudo_inverse"; those of the
-            latter do not evaluate the score. Exact scores of smooth data need 10 to 40; for a
+            latter do not evaluate the score. Exact scores of smooth data need 10 to 60; for a
             network, whose Jacobian is approximate itself, 3 to 6 do as well.
         tolerance: Iterations end where the residual of the linear system, per measurement, is
             below tolerance (noise_std^2 + tolerance^2 sigma^2 |A|^2)^(1/2). At sigma = 0 this

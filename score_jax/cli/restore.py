@@ -41,6 +41,10 @@ TASKS = {
 """Example of a task -> its measurements."""
 
 
+NUM_ITERATIONS = 5
+"""Iterations of the linear solver; more do not help with the Jacobian of a network."""
+
+
 class Task(NamedTuple):
     """An inverse problem.
 
@@ -222,7 +226,13 @@ def posterior_samples(
     if label is not None:
         score_fn = with_fixed_label(score_fn, label)
     posterior = posterior_score(
-        score_fn, None, task.operator, task.noise_std, run.sigmas, method=task.method
+        score_fn,
+        None,
+        task.operator,
+        task.noise_std,
+        run.sigmas,
+        method=task.method,
+        num_iterations=NUM_ITERATIONS,
     )
     number = len(measured) * completions
     arguments = run.sampling(number) | {"num_snapshots": 0}
