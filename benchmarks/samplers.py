@@ -26,7 +26,7 @@ from score_jax.cli.build import build_sampler
 from score_jax.cli.flags import parse
 from score_jax.cli.run import open_run
 
-# Name, the section `sampling` of a config, evaluations of the score per step.
+# Name, and settings of the section `sampling` of a config.
 SAMPLERS = [
     ("annealed Langevin, 10 per level", {"method": "annealed", "num_steps": 10}),
     ("annealed Langevin, 5 per level", {"method": "annealed", "num_steps": 5}),
@@ -37,12 +37,12 @@ SAMPLERS = [
     ("ancestral", {"method": "ancestral", "num_steps": 40, "grid": "geometric"}),
     ("ancestral", {"method": "ancestral", "num_steps": 159, "grid": "geometric"}),
     (
-        "predictor-corrector, snr 0.16",
+        "predictor-corrector, snr 0.24",
         {"method": "predictor_corrector", "num_steps": 40, "grid": "geometric", "snr": 0.16},
     ),
     (
-        "predictor-corrector, snr 0.16",
-        {"method": "predictor_corrector", "num_steps": 79, "grid": "geometric", "snr": 0.16},
+        "predictor-corrector, snr 0.24",
+        {"method": "predictor_corrector", "num_steps": 79, "grid": "geometric", "snr": 0.24},
     ),
 ]
 
@@ -51,7 +51,8 @@ def evaluations(settings: dict, num_levels: int) -> int:
     """Evaluations of the score per chain, with the last denoising step."""
     steps = settings["num_steps"]
     per_step = {"annealed": num_levels, "consistent": num_levels, "ancestral": 1}
-    return 1 + steps * per_step.get(settings["method"], 2)
+    last = settings["method"] != "consistent"  # its last step is the denoising step
+    return last + steps * per_step.get(settings["method"], 2)
 
 
 def quality(workdir: str, seed: int | None) -> None:
@@ -65,7 +66,7 @@ def quality(workdir: str, seed: int | None) -> None:
     print("| sampler | evaluations | seconds | fd_mlp | is_svc | one_nn | nn_ratio | classes |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     chosen = run.config["sampling"]
-    for name, settings in [("the config's", chosen), *SAMPLERS]:
+    for name, settings in SAMPLERS:
         sampler = build_sampler({**chosen, **settings})
         begun = time.monotonic()
         arguments = run.sampling(1000) | {

@@ -33,6 +33,7 @@ NARROW = {
     "training__checkpoint_every": 20,
     "sampling__num_samples": 24,
     "sampling__batch_size": 16,
+    "sampling__method": "annealed",
     "sampling__num_steps": 3,
     "sampling__num_frames": 3,
 }

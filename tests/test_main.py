@@ -522,7 +522,7 @@ BAD_INPUT = {
     "read-only": (["--workdir=/proc/run"], "--workdir=/proc/run cannot be written"),
     "a file in the way": (["--workdir={odd}/run"], "is a file: choose another --workdir"),
     "unstable step size": (
-        ["--config.sampling.step_size=0.5"],
+        ["--config.sampling.method=annealed", "--config.sampling.step_size=0.5"],
         "config.sampling.step_size=0.5 must be below 2 * sigma_min**2",
     ),
 }

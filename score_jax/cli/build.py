@@ -14,7 +14,15 @@ import numpy as np
 import optax
 
 from score_jax.cli.names import arguments_of, naming, resolve
-from score_jax.cli.table import LEVELS, LOSSES, MODELS, SAMPLERS, SETTINGS, SOURCES
+from score_jax.cli.table import (
+    LEVELS,
+    LOSSES,
+    MODELS,
+    SAMPLERS,
+    SETTINGS,
+    SOURCES,
+    WHOLE_CHAIN,
+)
 from score_jax.data.dataset import Dataset, in_memory
 from score_jax.data.files import ImageTransform
 from score_jax.data.transforms import logit, make_prepare
@@ -368,6 +376,13 @@ def build_step_size(
             step_size = default_step_size(sampler, sigmas, num_steps)
         _check_step_size(sampler, sigmas, step_size, num_steps)
     return step_size
+
+
+def inpaint_steps(settings: Mapping[str, Any]) -> int:
+    """Steps per level of the paper's inpainting, from the config's section `sampling`."""
+    if settings["inpaint_steps"] is not None:
+        return settings["inpaint_steps"]
+    return 10 if settings["method"] in WHOLE_CHAIN else settings["num_steps"]
 
 
 def _check_step_size(sampler: Callable, sigmas: Any, step_size: float, num_steps: int) -> None:

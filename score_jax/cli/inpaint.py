@@ -9,6 +9,7 @@ import numpy as np
 
 from score_jax import operators
 from score_jax.cli import images, workdir
+from score_jax.cli.build import inpaint_steps
 from score_jax.cli.flags import Command
 from score_jax.cli.masks import read_mask
 from score_jax.cli.originals import (
@@ -42,7 +43,7 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         if value is not None and value < 1:
             raise ValueError(f"--{flag}={value} must be at least 1")
     method = options.method
-    run = open_run(command, devices, needs_data=options.image is None, annealed=method is None)
+    run = open_run(command, devices, needs_data=options.image is None, inpainting=method is None)
     if not run.has_images:
         raise ValueError(
             f"--mode=inpaint completes images, but the data of this run are points "
@@ -56,7 +57,7 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     settings = output_settings(
         run.config,
         run.step,
-        ("renew_known", "guidance") if method is None else ("method",),
+        ("renew_known", "guidance", "inpaint_steps") if method is None else ("method",),
         image=options.image,
         mask=options.mask,
         label=options.label,
@@ -139,7 +140,7 @@ def _program(run: Run, label: int | None):
             mask,
             run.sigmas,
             step_size=run.step_size,
-            num_steps=settings["num_steps"],
+            num_steps=inpaint_steps(settings),
             renew=settings["renew_known"],
             denoise=settings["denoise"],
         )

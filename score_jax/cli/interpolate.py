@@ -35,7 +35,7 @@ def interpolate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         raise ValueError(
             f"--number={rows} must be at least 1 and --completions={columns} at least 2"
         )
-    run = open_run(command, devices, annealed=True)
+    run = open_run(command, devices)
     settings = output_settings(run.config, run.step, number=rows, completions=columns)
     name = workdir.output_name(run.folder, "interpolation", options.name, settings)
 
@@ -96,6 +96,7 @@ def _program(run: Run):
             step_size=run.step_size,
             num_steps=settings["num_steps"],
             denoise=settings["denoise"],
+            sampler=run.sampler,
         )
 
     return chains

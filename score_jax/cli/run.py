@@ -221,7 +221,7 @@ def open_run(
     *,
     needs_data: bool = False,
     decode: bool = False,
-    annealed: bool = False,
+    inpainting: bool = False,
     num_states: int = 0,
 ) -> Run:
     """Builds a run and checks all that can be checked before anything is compiled or written.
@@ -231,7 +231,8 @@ def open_run(
         devices: Devices that share the work.
         needs_data: If True, open the data set even if its shape is known from the config.
         decode: If True, decode all examples at once if they fit into the devices' memory.
-        annealed: If True, the sampler is annealed Langevin dynamics whatever the config's method.
+        inpainting: If True, the sampler is the annealed Langevin dynamics of the paper's
+            inpainting, whatever the config's method.
         num_states: Number of states of training that the mode writes, for the check of free disk.
 
     Raises:
@@ -251,8 +252,12 @@ def open_run(
     model = build.build_model(config["model"], sigmas, num_classes, config["data"])
     for section in MODES[command.mode].batches:
         check_divides(config[section]["batch_size"], len(devices), f"config.{section}.batch_size")
-    sampler = annealed_langevin if annealed else build.build_sampler(config["sampling"])
-    step_size = build.build_step_size(config["sampling"], sampler, sigmas)
+    settings = config["sampling"]
+    sampler = build.build_sampler(settings)
+    if inpainting:
+        sampler = annealed_langevin
+        settings = {**settings, "num_steps": build.inpaint_steps(settings)}
+    step_size = build.build_step_size(settings, sampler, sigmas)
     trainer = build.build_trainer(config, data, model, sigmas)
     state_shape = build.state_shape(trainer, config["model"]["name"], shape, conditional)
 

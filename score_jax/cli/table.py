@@ -421,6 +421,15 @@ _TABLE = (
         1e3,
         before=0.16,
     ),
+    _count(
+        "sampling.inpaint_steps",
+        None,
+        "Inpainting: steps per noise level of the paper's algorithm; none takes "
+        "sampling.num_steps, or 10 where it counts the steps of the whole chain.",
+        high=100_000_000,
+        optional=True,
+        before=None,
+    ),
     _switch(
         "sampling.renew_known",
         False,

@@ -1,4 +1,4 @@
-"""Chains between two chains: annealed Langevin dynamics whose noise is mixed by an angle.
+"""Chains between two chains: a sampler whose noise is mixed by an angle.
 
     z = cos(angle) z_1 + sin(angle) z_2,   z_1, z_2 ~ N(0, I):   standard normal at every angle
 
@@ -6,6 +6,8 @@ At angle 0 a chain is the first one, at pi/2 the second; in between, samples cha
 
 Reference: Song & Ermon (2020), appendix B.3 (interpolation).
 """
+
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -42,12 +44,13 @@ def interpolate(
     x: AnyBatch,
     sigmas: Sigmas,
     *,
-    step_size: Scalar,
     num_steps: int,
+    step_size: Scalar | None = None,
     denoise: bool = False,
     num_snapshots: int = 0,
+    sampler: Callable[..., Trajectory] = annealed_langevin,
 ) -> Trajectory:
-    """Annealed Langevin dynamics with the mixed noise of two chains.
+    """Runs a sampler with the mixed noise of two chains.
 
     Args:
         first_keys: Key of the chain at angle 0, one per chain; do not reuse them.
@@ -56,16 +59,18 @@ def interpolate(
         score_fn: The score at every level, in 1/unit of `x`.
         x: Initial states, such as `mixed_normal` of two other keys.
         sigmas: Noise levels, decreasing, in the unit of `x`.
-        step_size: alpha at the last level, as in `langevin.annealed_langevin`.
-        num_steps: Steps per level.
+        num_steps: Steps per level; of the whole chain for samplers that count so.
+        step_size: alpha at the last level, as in `langevin.annealed_langevin`; None for a sampler
+            without one.
         denoise: If True, end with one step to the posterior mean.
         num_snapshots: Number of snapshots to keep, at most one per level.
+        sampler: Any sampler that takes `noise_fn`.
 
     Returns:
         The trajectory. Not clipped.
 
     Raises:
-        ValueError: As `langevin.annealed_langevin`.
+        ValueError: As the sampler.
     """
     x = check_batch(check_batch(x, first_keys), second_keys)
 
@@ -75,12 +80,12 @@ def interpolate(
         )
         return _mix(angle, first, second).astype(x.dtype)
 
-    return annealed_langevin(
+    return sampler(
         None,
         score_fn,
         x,
         sigmas,
-        step_size=step_size,
+        **({} if step_size is None else {"step_size": step_size}),
         num_steps=num_steps,
         denoise=denoise,
         num_snapshots=num_snapshots,
