@@ -37,7 +37,7 @@ SAMPLERS = [
     ("ancestral", {"method": "ancestral", "num_steps": 40, "grid": "geometric"}),
     ("ancestral", {"method": "ancestral", "num_steps": 159, "grid": "geometric"}),
     (
-        "predictor-corrector, snr 0.24",
+        "predictor-corrector, snr 0.16",
         {"method": "predictor_corrector", "num_steps": 40, "grid": "geometric", "snr": 0.16},
     ),
     (

@@ -256,7 +256,7 @@ def test_the_page_of_settings_is_up_to_date():
             r"num_frames=33 must be at most the number of noise levels, 32",
         ),
         (
-            {"sampling__step_size": 0.1},
+            {"sampling__method": "annealed", "sampling__step_size": 0.1},
             r"step_size=0\.1 must be below 2 \* sigma_min\*\*2 = 0\.0018",
         ),
         (
