@@ -7,6 +7,8 @@ from score_jax.analytic import gaussian_score_fn
 from score_jax.noise import geometric_sigmas, standard_normal
 from score_jax.samplers.interpolation import interpolate, mixed_normal
 from score_jax.samplers.langevin import annealed_langevin
+from score_jax.samplers.ode import stochastic_heun
+from score_jax.samplers.predictor_corrector import predictor_corrector
 
 SIGMAS = geometric_sigmas(2.0, 0.2, 3)
 FIRST, SECOND = (jax.random.split(jax.random.key(seed), 16) for seed in (0, 1))
@@ -25,6 +27,20 @@ def test_the_ends_are_the_two_chains():
     for angle, keys in ((0.0, FIRST), (np.pi / 2, SECOND)):
         chain = annealed_langevin(keys, exact, x, SIGMAS, **SETTINGS, denoise=True).x
         np.testing.assert_allclose(between(angle, exact, x, denoise=True).x, chain, atol=1e-5)
+
+
+def test_any_sampler_interpolates():
+    exact = gaussian_score_fn(jnp.ones(3), 0.5, SIGMAS)
+    x = np.zeros((16, 3), np.float32)
+    for sampler in (predictor_corrector, stochastic_heun):
+        for angle, keys in ((0.0, FIRST), (np.pi / 2, SECOND)):
+            angles = jnp.full(16, angle, jnp.float32)
+            settings = {"num_steps": 5, "denoise": True}
+            found = interpolate(
+                FIRST, SECOND, angles, exact, x, SIGMAS, sampler=sampler, **settings
+            )
+            chain = sampler(keys, exact, x, SIGMAS, **settings)
+            np.testing.assert_allclose(found.x, chain.x, atol=1e-5)
 
 
 def test_without_a_score_the_noise_is_mixed_linearly():
