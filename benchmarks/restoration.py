@@ -12,7 +12,8 @@ method and sampler:
     agreement   fraction of samples that an SVC puts into the class of the original
     seconds     time of sampling, with compiling
 
-Coverage counts the pixels that vary among the training images (standard deviation above 0.02).
+Coverage counts the pixels that vary among the training images (standard deviation above 0.02). An
+exact posterior has (0.9 n - 0.9) / (n + 1) with n samples: 0.81 with 20, 0.89 with 200.
 """
 
 import argparse
