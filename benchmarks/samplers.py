@@ -23,9 +23,17 @@ from sklearn.svm import SVC
 
 import score_jax as sj
 from score_jax.cli.build import build_sampler
+from score_jax.cli.estimate import num_evaluations
 from score_jax.cli.flags import parse
 from score_jax.cli.run import open_run
+from score_jax.cli.table import SETTINGS
 
+# The section `sampling` of a config by default, with the last denoising step.
+DEFAULTS = {
+    name.partition(".")[2]: setting.default
+    for name, setting in SETTINGS.items()
+    if name.startswith("sampling.")
+} | {"denoise": True}
 # Name, and settings of the section `sampling` of a config.
 SAMPLERS = [
     ("annealed Langevin, 10 per level", {"method": "annealed", "num_steps": 10}),
@@ -45,14 +53,6 @@ SAMPLERS = [
         {"method": "predictor_corrector", "num_steps": 79, "grid": "geometric", "snr": 0.24},
     ),
 ]
-
-
-def evaluations(settings: dict, num_levels: int) -> int:
-    """Evaluations of the score per chain, with the last denoising step."""
-    steps = settings["num_steps"]
-    per_step = {"annealed": num_levels, "consistent": num_levels, "ancestral": 1}
-    last = settings["method"] != "consistent"  # its last step is the denoising step
-    return last + steps * per_step.get(settings["method"], 2)
 
 
 def quality(workdir: str, seed: int | None) -> None:
@@ -84,8 +84,9 @@ def quality(workdir: str, seed: int | None) -> None:
         found = digits_quality.score(np.clip(x, 0, 1))
         counts = np.bincount(judge.predict(digits_quality.check(np.clip(x, 0, 1))), minlength=10)
         deviation = np.abs(counts / len(x) / share - 1).max()
+        evaluations = num_evaluations({**chosen, **settings}, len(run.sigmas))
         print(
-            f"| {name} | {evaluations(settings, len(run.sigmas))} | {seconds:.0f} | "
+            f"| {name} | {evaluations} | {seconds:.0f} | "
             f"{found['fd_mlp']:.2f} | {found['is_svc']:.2f} | {found['one_nn']:.3f} | "
             f"{found['nn_ratio']:.2f} | {deviation:.0%} |",
             flush=True,
@@ -101,8 +102,7 @@ def law() -> None:
     print("| sampler | evaluations | ratio by the law | measured | standard errors |")
     print("| --- | --- | --- | --- | --- |")
     for name, settings in SAMPLERS:
-        own = {key: value for key, value in settings.items() if key != "num_steps"}
-        method = build_sampler({**DEFAULTS, **own})
+        method = build_sampler({**DEFAULTS, **settings})
         num_steps = settings["num_steps"]
         step_size = sj.sampling.default_step_size(method, sigmas, num_steps)
         arguments = {} if step_size is None else {"step_size": step_size}
@@ -121,21 +121,11 @@ def law() -> None:
         )
         measured = float(np.mean(np.asarray(x, np.float64) ** 2))
         error = (measured / ideal - 1) / np.sqrt(2 / x.size)
+        evaluations = num_evaluations({**DEFAULTS, **settings}, len(sigmas))
         print(
-            f"| {name} | {evaluations(settings, len(sigmas))} | {ideal:.3f} | {measured:.3f} | "
-            f"{error:+.1f} |",
+            f"| {name} | {evaluations} | {ideal:.3f} | {measured:.3f} | {error:+.1f} |",
             flush=True,
         )
-
-
-DEFAULTS = {
-    "grid": "edm",
-    "solver": "heun",
-    "churn": 0.2,
-    "predictor": "reverse_diffusion",
-    "num_corrector_steps": 1,
-    "snr": 0.16,
-}
 
 
 def main():

@@ -1,7 +1,7 @@
 """Estimates the memory and the time of a command, for `--dry_run`; writes nothing."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ def estimate_chains(run: Run, settings: dict[str, Any]) -> float:
     announce(f"compiling a few Langevin steps for {batch_size} chains ...")
     step_seconds = _langevin_seconds(run, batch_size)
     num_batches = -(-number // batch_size)
-    num_steps = num_evaluations(run)
+    num_steps = num_evaluations(run.config["sampling"], len(run.sigmas))
     seconds = num_batches * num_steps * step_seconds
     announce(
         f"sampling: {num_batches} batches x {num_steps} steps x {step_seconds:.3g} s = "
@@ -76,9 +76,8 @@ def estimate_chains(run: Run, settings: dict[str, Any]) -> float:
     return seconds
 
 
-def num_evaluations(run: Run) -> int:
-    """Evaluations of the network per chain."""
-    sampling = run.config["sampling"]
+def num_evaluations(sampling: Mapping[str, Any], num_levels: int) -> int:
+    """Evaluations of the network per chain, from the config's section `sampling`."""
     num_steps, denoise = sampling["num_steps"], sampling["denoise"]
     per_step = {
         "ode": 2 if sampling["solver"] == "heun" else 1,
@@ -86,7 +85,7 @@ def num_evaluations(run: Run) -> int:
         "predictor_corrector": 1 + sampling["num_corrector_steps"],
         "ancestral": 1,
     }
-    per_step = per_step.get(sampling["method"], len(run.sigmas))
+    per_step = per_step.get(sampling["method"], num_levels)
     # Consistent annealed sampling denoises in its last step.
     return num_steps * per_step + (denoise and sampling["method"] != "consistent")
 

@@ -1,6 +1,5 @@
 """Completes images of which a part is missing: the user's own, or held-out ones."""
 
-import json
 from collections.abc import Sequence
 
 import jax
@@ -8,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import operators
-from score_jax.cli import images, workdir
+from score_jax.cli import workdir
 from score_jax.cli.build import inpaint_steps
 from score_jax.cli.flags import Command
 from score_jax.cli.masks import read_mask
 from score_jax.cli.originals import (
     NUMBER,
     Originals,
+    check_images,
     completion_label,
     image_transform,
     read_originals,
+    write_rows,
 )
 from score_jax.cli.restore import Task, posterior_samples
 from score_jax.cli.run import Run, naming_step_size, open_run, output_settings
@@ -44,11 +45,7 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             raise ValueError(f"--{flag}={value} must be at least 1")
     method = options.method
     run = open_run(command, devices, needs_data=options.image is None, inpainting=method is None)
-    if not run.has_images:
-        raise ValueError(
-            f"--mode=inpaint completes images, but the data of this run are points "
-            f"{list(run.shape)}"
-        )
+    check_images(run, "--mode=inpaint completes")
     mask = read_mask(
         "right" if options.mask is None else options.mask, run.shape, image_transform(run)
     )
@@ -161,21 +158,7 @@ def write_completions(
     grey = 0.5 * (originals.x.min() + originals.x.max()) if not run.has_pixels else 0.5
     masked = np.where(mask, originals.x, np.float32(grey))
     rows = np.concatenate([originals.x[:, None], masked[:, None], completed], axis=1)[:20, :22]
-    columns = rows.shape[1]
-    picture = run.picture(rows.reshape(-1, *run.shape), columns, pixels=80 * columns)
-    with workdir.replacing(run.folder / f"{name}.png") as path:
-        images.save_png(path, picture)
-
-    labels = {} if originals.labels is None else {"labels": originals.labels}
-    with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            completions=completed,
-            originals=originals.x,
-            mask=mask,
-            **labels,
-            settings=json.dumps(settings),
-        )
+    write_rows(run, name, rows, originals, settings, completions=completed, mask=mask)
     announce(
         f"wrote {name}.png (original, known part, completions) and {name}.npz to {run.folder}"
     )

@@ -1,11 +1,13 @@
 """The images that a mode completes or restores: the user's own, or held-out ones."""
 
 import glob
+import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from score_jax.cli import images, workdir
 from score_jax.cli.flags import Options
 from score_jax.cli.masks import MASKS, read_mask_file, scale_known
 from score_jax.cli.names import naming
@@ -27,6 +29,12 @@ class Originals(NamedTuple):
 
     x: np.ndarray
     labels: np.ndarray | None
+
+
+def check_images(run: Run, action: str) -> None:
+    """Raises a ValueError that names the mode and its action if the data are not images."""
+    if not run.has_images:
+        raise ValueError(f"{action} images, but the data of this run are points {list(run.shape)}")
 
 
 def read_originals(run: Run, options: Options) -> Originals:
@@ -120,3 +128,32 @@ def completion_label(run: Run, label: int | None) -> int | None:
             f"{run.data.num_classes - 1}, or train with label_dropout above 0"
         )
     return run.data.num_classes
+
+
+def write_rows(
+    run: Run,
+    name: str,
+    rows: np.ndarray,
+    originals: Originals,
+    settings: dict[str, Any],
+    **arrays: np.ndarray,
+) -> None:
+    """Writes NAME.png, a row of pictures per image, and NAME.npz.
+
+    Args:
+        run: The run.
+        name: Stem of the files.
+        rows: Pictures, [rows, columns, *shape].
+        originals: The images, which the .npz contains with their labels.
+        settings: The settings that decide the result.
+        **arrays: Further arrays of the .npz.
+    """
+    columns = rows.shape[1]
+    picture = run.picture(rows.reshape(-1, *run.shape), columns, pixels=80 * columns)
+    with workdir.replacing(run.folder / f"{name}.png") as path:
+        images.save_png(path, picture)
+    labels = {} if originals.labels is None else {"labels": originals.labels}
+    with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
+        np.savez_compressed(
+            file, **arrays, originals=originals.x, **labels, settings=json.dumps(settings)
+        )

@@ -3,7 +3,6 @@
 y = A x + noise z,   z ~ N(0, I)
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,15 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import operators
-from score_jax.cli import images, workdir
+from score_jax.cli import workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.masks import read_mask
 from score_jax.cli.originals import (
     NUMBER,
     Originals,
+    check_images,
     completion_label,
     image_transform,
     read_originals,
+    write_rows,
 )
 from score_jax.cli.run import Run, naming_step_size, open_run, output_settings
 from score_jax.data.files import AS_STORED, ImageTransform
@@ -72,11 +73,7 @@ def restore_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     if options.task is None:
         raise ValueError(f"--mode=restore needs --task, such as {', '.join(TASKS)}")
     run = open_run(command, devices, needs_data=options.image is None)
-    if not run.has_images:
-        raise ValueError(
-            f"--mode=restore restores images, but the data of this run are points "
-            f"{list(run.shape)}"
-        )
+    check_images(run, "--mode=restore restores")
     if run.config["data"]["logit"]:
         raise ValueError(
             "--mode=restore needs a network of pixels: measurements of images are not linear in "
@@ -279,24 +276,18 @@ def write_restorations(
         ],
         axis=1,
     )[:20, :20]
-    columns = rows.shape[1]
-    flat = run.to_images(rows.reshape(-1, *run.shape))
-    picture = run.picture(flat, columns, pixels=80 * columns)
-    with workdir.replacing(run.folder / f"{name}.png") as path:
-        images.save_png(path, picture)
-    labels = {} if originals.labels is None else {"labels": originals.labels}
-    with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            samples=samples,
-            mean=mean,
-            std=std,
-            originals=originals.x,
-            measurements=measured,
-            misfit=found,
-            **labels,
-            settings=json.dumps(settings),
-        )
+    write_rows(
+        run,
+        name,
+        run.to_images(rows),
+        originals,
+        settings,
+        samples=samples,
+        mean=mean,
+        std=std,
+        measurements=measured,
+        misfit=found,
+    )
     error = np.sqrt(np.mean((mean - originals.x) ** 2))
     announce(
         f"data misfit {np.sqrt(np.mean(found**2)):.3f} (1 for a correct posterior); root mean "
