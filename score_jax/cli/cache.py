@@ -49,6 +49,12 @@ def keep_compiled(folder: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+def cache_folder() -> Path | None:
+    """The folder of the cache of this process; None if nothing is kept."""
+    folder = jax.config.jax_compilation_cache_dir
+    return Path(folder) if folder else None
+
+
 def _make_room(folder: Path) -> None:
     """Makes the folder and evicts the least recently used programs above `MAX_BYTES`.
 

@@ -27,7 +27,17 @@ from score_jax.cli.table import (
 )
 
 DEFAULT_CONFIG = "digits"
-PATHS = ("workdir", "config", "cache", "checkpoint", "mask", "write")
+PATHS = (
+    "workdir",
+    "config",
+    "cache",
+    "checkpoint",
+    "mask",
+    "write",
+    "samples",
+    "weights",
+    "reference",
+)
 
 
 class Options(NamedTuple):
@@ -44,6 +54,10 @@ class Options(NamedTuple):
         guidance: Weight of the class in classifier-free guidance.
         number: Number of samples, of images to complete, or of rows.
         completions: Number of completions per image, or of chains per row.
+        samples: Samples to judge, a file or folder.
+        features: Features in which samples are compared.
+        weights: File of Inception's weights.
+        reference: Real examples to compare samples with.
         name: Stem of the files to write.
         subsample: Number of training images to compare.
         write: Path of the config to write.
@@ -59,6 +73,10 @@ class Options(NamedTuple):
     guidance: float | None = None
     number: int | None = None
     completions: int | None = None
+    samples: str | None = None
+    features: str | None = None
+    weights: str | None = None
+    reference: str | None = None
     name: str | None = None
     subsample: int | None = None
     write: str | None = None

@@ -82,6 +82,20 @@ MODES = {
         (),
         ("seed", "sampling.", *SAME_RUN),
     ),
+    "metrics": Mode(
+        "score_jax.cli.quality:metrics_mode",
+        "Compare samples with real examples: Frechet and kernel distance, precision, recall ...",
+        ("samples", "features", "weights", "reference", "number"),
+        ("data.", "model.", "noise."),
+        batches=(),
+    ),
+    "stats": Mode(
+        "score_jax.cli.quality:stats_mode",
+        "Store the statistics of a data set, as a reference of samples.",
+        ("features", "weights", "reference", "name"),
+        ("data.", "model.", "noise."),
+        batches=(),
+    ),
     "figures": Mode(
         "score_jax.cli.figures:figures_mode",
         "Draw the paper's figures, nearest training images and the mixing of chains.",
@@ -196,8 +210,9 @@ FLAGS = (
         "number",
         int,
         None,
-        "Number of samples (by default sampling.num_samples), of held-out examples in likelihood "
-        "(by default all), or of held-out images, rows, or samples in figures (by default 8).",
+        "Number of samples (by default sampling.num_samples; in metrics all), of held-out "
+        "examples in likelihood (by default all), or of held-out images, rows, or samples in "
+        "figures (by default 8).",
         low=1,
         high=100_000_000,
     ),
@@ -208,6 +223,33 @@ FLAGS = (
         "Number of completions per image, or of chains per row; by default 8.",
         low=1,
         high=100_000,
+    ),
+    Setting(
+        "samples",
+        str,
+        None,
+        "Samples to judge: a folder or .zip of images, or an .npz; by default samples.npz of the "
+        "workdir.",
+    ),
+    Setting(
+        "features",
+        str,
+        None,
+        "Features in which samples are compared: classifier, inception, pixels, or your own "
+        "function as package.module:name; by default classifier.",
+    ),
+    Setting(
+        "weights",
+        str,
+        None,
+        "Weights of Inception v3: the .pth of the usual conversion, or an .npz of its arrays.",
+    ),
+    Setting(
+        "reference",
+        str,
+        None,
+        "Real examples to compare with: held_out, train, a folder, .zip or .npz of images, or a "
+        "file of statistics; by default held_out, and train with Inception and in stats.",
     ),
     Setting("name", str, None, "Name of the files to write, without suffix."),
     Setting(

@@ -98,7 +98,7 @@ def list_archive(archive: zipfile.ZipFile, number: int, splits: Sequence[str]) -
     for name in archive.namelist():
         # Some programs on Windows separate folders by backslashes.
         parts = tuple(name.replace("\\", "/").split("/"))
-        if not any(_is_hidden(part) for part in parts):
+        if not any(is_hidden(part) for part in parts):
             entries.append(Entry(parts, (number, name)))
     tops = {entry.parts[0] for entry in entries if len(entry.parts) > 1}
     if len(tops) != 1 or tops & set(splits):
@@ -110,7 +110,7 @@ def list_archive(archive: zipfile.ZipFile, number: int, splits: Sequence[str]) -
         for entry in entries
         if len(entry.parts) > 1 and entry.parts != (*tops, "")
     ]
-    has_bare_images = any(len(entry.parts) == 1 and _is_image(entry.parts[0]) for entry in entries)
+    has_bare_images = any(len(entry.parts) == 1 and is_image(entry.parts[0]) for entry in entries)
     has_split = any(len(entry.parts) > 1 and entry.parts[0] in splits for entry in inside)
     return entries if has_bare_images and not has_split else inside
 
@@ -140,11 +140,13 @@ def arrange(
     return _one_split(entries, place, train_split, held_out_split)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """True for a file or folder that begins with a dot or belongs to the archiver."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """True for a file name with the suffix of an image."""
     return name.lower().endswith((".png", ".jpg", ".jpeg"))
 
 
@@ -152,7 +154,7 @@ def _walk(path: str, depth: int, above: tuple[str, ...] = ()) -> Iterator[Entry]
     """Entries of a folder and, for depth > 1, of the folders in it; hidden ones are skipped."""
     with os.scandir(path) as entries:
         for entry in entries:
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             parts = (*above, entry.name)
             if not entry.is_dir():
@@ -263,7 +265,7 @@ def _by_class(entries: Sequence[Entry], place: Callable[..., str]) -> Groups:
         raise ValueError(f"{place(*min(deep))} lies too deep: the layout is {LAYOUT}")
 
     # Images outside of folders, and the content of every folder.
-    bare = [entry for entry in entries if len(entry.parts) == 1 and _is_image(entry.parts[0])]
+    bare = [entry for entry in entries if len(entry.parts) == 1 and is_image(entry.parts[0])]
     folders: dict[str, list[Entry]] = {}
     for entry in entries:
         if len(entry.parts) == 2 and entry.parts[0]:
@@ -286,7 +288,7 @@ def _by_class(entries: Sequence[Entry], place: Callable[..., str]) -> Groups:
 def _images(files: Sequence[Entry], there: Sequence[Entry], place: str) -> list[Any]:
     """Handles of the images among `files`, sorted by name; `there` is listed if there are none."""
     found = sorted(
-        (entry for entry in files if _is_image(entry.parts[-1])), key=lambda entry: entry.parts
+        (entry for entry in files if is_image(entry.parts[-1])), key=lambda entry: entry.parts
     )
     if not found:
         names = {entry.parts[-1] for entry in there} - {""}

@@ -1,0 +1,394 @@
+"""Distances of samples from real examples, and the statistics of a data set.
+
+quality.json holds one entry for each file of samples, kind of features and reference.
+"""
+
+import dataclasses
+import json
+import time
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from score_jax.cli import build, workdir
+from score_jax.cli.cache import cache_folder
+from score_jax.cli.feature_space import (
+    Pixels,
+    Space,
+    as_rows,
+    check_space,
+    choose_space,
+    described,
+    quantized,
+)
+from score_jax.cli.flags import Command
+from score_jax.cli.settings import validate
+from score_jax.data.dataset import Dataset
+from score_jax.data.files import ImageTransform
+from score_jax.data.image_sets import read_images
+from score_jax.evaluation.metrics import Estimate, Moments, Outputs, moments, sample_metrics
+from score_jax.progress import announce
+
+SPLITS = ("held_out", "train")
+HIGHER = ("precision", "recall", "density", "coverage", "inception_score", "is_")
+KEPT = 10_000
+"""Largest number of examples whose features a file of statistics holds."""
+FEWEST = 16
+"""Smallest number of samples or of reference examples."""
+
+
+class Reference(NamedTuple):
+    """The real examples that samples are compared with.
+
+    Attributes:
+        name: "held_out", "train", or a path.
+        number: Number of examples.
+        outputs: Their features; None if only their moments are known.
+        moments: Mean and covariance of all their features.
+    """
+
+    name: str
+    number: int
+    outputs: Outputs | None
+    moments: Moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Everything that samples are judged with: a feature function, a reference, its floor.
+
+    Attributes:
+        space: The feature function.
+        reference: The real examples.
+        floor: Metrics of other real examples, which a perfect model would reach; empty if there
+            are none.
+        floor_number: Number of those examples.
+        num_values: As in `data.dataset.Dataset`.
+        dequantized: True if the network was trained on dequantised pixels.
+        devices: Devices that share the work.
+    """
+
+    space: Space
+    reference: Reference
+    floor: Mapping[str, Estimate]
+    floor_number: int
+    num_values: int | None
+    dequantized: bool
+    devices: Sequence[jax.Device]
+
+    def metrics(self, x: Any, progress: bool = True) -> dict[str, Estimate]:
+        """Metrics of samples [number, *shape] in [0, 1], by the names of `Space.named`."""
+        x = quantized(np.asarray(x), self.num_values, self.dequantized)
+        outputs = self.space.outputs(x, self.devices, progress)
+        found = sample_metrics(outputs, self.reference.outputs, self.reference.moments)
+        return as_rows(found, self.space)
+
+
+def labelled_data(config: Mapping[str, Any]) -> Dataset:
+    """The data set of a config with its labels, also for an unconditional network."""
+    return build.open_source({**config["data"], "labels": True})
+
+
+def judge(
+    data: Dataset,
+    config: Mapping[str, Any],
+    devices: Sequence[jax.Device],
+    *,
+    number: int,
+    features: str | None = None,
+    weights: str | None = None,
+    reference: str | None = None,
+    progress: bool = True,
+) -> Judge:
+    """Prepares the judgement of `number` samples.
+
+    Args:
+        data: The data set with its labels, as from `labelled_data`.
+        config: The config.
+        devices: Devices that share the work.
+        number: Number of samples, for which the floor is computed.
+        features: Features to compare in; None for the classifier's.
+        weights: File of Inception's weights.
+        reference: "held_out", "train" or a path; None takes the held-out examples, and the
+            training examples for Inception, as in publications.
+        progress: If True, show progress.
+
+    Raises:
+        ValueError: If the features or the reference do not fit the data.
+        OSError: If a file is missing.
+    """
+    space = choose_space(data, features, weights, devices, cache_folder())
+    name = reference or ("train" if space.name == "inception" else "held_out")
+    splits = {"held_out": Pixels(data, data.held_out), "train": Pixels(data, data.train)}
+    if name in SPLITS:
+        found = _reference(name, splits[name], space, devices, progress)
+    else:
+        found = _read_reference(name, data, space, devices, progress)
+
+    # The floor is the same comparison with real examples that the reference does not hold.
+    floor, floor_number = {}, 0
+    if name in SPLITS and found.outputs is not None:
+        others = splits["train" if name == "held_out" else "held_out"]
+        floor_number = min(number, len(others))
+        index = np.random.default_rng(0).permutation(len(others))[:floor_number]
+        if floor_number >= FEWEST:
+            outputs = space.outputs(others[np.sort(index)], devices, progress)
+            floor = as_rows(sample_metrics(outputs, found.outputs, found.moments), space)
+    return Judge(
+        space=space,
+        reference=found,
+        floor=floor,
+        floor_number=floor_number,
+        num_values=data.num_values,
+        dequantized=config["data"]["dequantize"],
+        devices=devices,
+    )
+
+
+def _reference(
+    name: str, x: Any, space: Space, devices: Sequence[jax.Device], progress: bool
+) -> Reference:
+    """A reference from examples."""
+    if len(x) < FEWEST:
+        raise ValueError(
+            f"--reference={name} has {len(x)} examples, but at least {FEWEST} are needed"
+        )
+    outputs = space.outputs(x, devices, progress)
+    size = 4096
+    chunks = (outputs.features[first : first + size] for first in range(0, len(x), size))
+    return Reference(name, len(x), outputs, moments(chunks))
+
+
+def _read_reference(
+    path: str, data: Dataset, space: Space, devices: Sequence[jax.Device], progress: bool
+) -> Reference:
+    """A reference from a file of statistics, or from images."""
+    file = Path(path)
+    if file.suffix == ".npz" and file.is_file():
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                arrays = {key: content[key] for key in content.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"--reference={path} cannot be read ({error})") from error
+        if {"mu", "sigma"} <= set(arrays):
+            return _from_statistics(path, arrays, space)
+    x = read_samples(path, "reference", data)
+    return _reference(path, x, space, devices, progress)
+
+
+def _from_statistics(path: str, arrays: Mapping[str, np.ndarray], space: Space) -> Reference:
+    """A reference from the arrays of a file of statistics."""
+    mean, covariance = np.float64(arrays["mu"]), np.float64(arrays["sigma"])
+    if mean.ndim != 1 or covariance.shape != 2 * mean.shape:
+        raise ValueError(
+            f"--reference={path} has mu {list(mean.shape)} and sigma {list(covariance.shape)}, "
+            "but must have [features] and [features, features]"
+        )
+    fingerprint = str(arrays.get("fingerprint", space.fingerprint))
+    if fingerprint != space.fingerprint:
+        raise ValueError(
+            f"--reference={path} was computed with features of {fingerprint}, not "
+            f"{space.fingerprint}: make it anew with --mode=stats"
+        )
+    count = int(arrays.get("count", 0))
+    features = arrays.get("features")
+    outputs = None if features is None else Outputs(features)
+    return Reference(path, count, outputs, Moments(count, mean, covariance))
+
+
+def read_samples(path: str, flag: str, data: Dataset) -> np.ndarray:
+    """Samples of a file or folder as floats, in [0, 1] if the data are pixels.
+
+    Image files are cropped and resized like the data only if their size differs.
+
+    Raises:
+        ValueError: If they do not have the shape of the data, or are not in [0, 1].
+        OSError: If the file is missing.
+    """
+    shape = tuple(data.train.shape[1:])
+    transform = ImageTransform(channels=shape[-1] if len(shape) == 3 else None)
+    try:
+        x = read_images(path, transform)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--{flag}={path} is not there: {error}") from error
+    if len(shape) == 3 and x.shape[1:] == shape[:2] and shape[2] == 1:
+        x = x[..., None]
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f"--{flag}={path} holds examples {list(x.shape[1:])}, but those of the data are "
+            f"{list(shape)}"
+        )
+    if len(x) < FEWEST:
+        raise ValueError(f"--{flag}={path} holds {len(x)} examples, but needs at least {FEWEST}")
+    x = np.asarray(x[:])
+    if x.dtype == np.uint8:
+        return x.astype(np.float32) / 255
+    x = x.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError(f"--{flag}={path} holds values that are not finite")
+    if data.num_values is not None and not -1e-3 <= x.min() <= x.max() <= 1 + 1e-3:
+        raise ValueError(
+            f"--{flag}={path} holds values from {x.min():.3g} to {x.max():.3g}, but images must "
+            "be uint8, or floating-point in [0, 1]"
+        )
+    return x
+
+
+def metrics_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
+    """Prints the metrics of samples and adds them to quality.json; True when done.
+
+    Raises:
+        ValueError: If the samples, the features and the reference do not fit each other.
+        OSError: If a file is missing, or quality.json cannot be written.
+    """
+    # Check everything before anything is computed.
+    validate(command.config)
+    options, folder = command.options, Path(command.workdir)
+    data = labelled_data(command.config)
+    check_space(data, options.features, options.weights)
+    path = options.samples or str(folder / "samples.npz")
+    if options.samples is None and not Path(path).is_file():
+        raise FileNotFoundError(
+            f"--workdir={folder} holds no samples.npz: draw samples with --mode=sample, or name "
+            "others with --samples"
+        )
+    workdir.read_json(folder / "quality.json")
+    workdir.check_writable(folder, 1_000_000)
+    x = read_samples(path, "samples", data)[: options.number]
+    if len(x) < FEWEST:
+        raise ValueError(f"--number={options.number} must be at least {FEWEST}")
+
+    begun = time.monotonic()
+    prepared = judge(
+        data,
+        command.config,
+        devices,
+        number=len(x),
+        features=options.features,
+        weights=options.weights,
+        reference=options.reference,
+    )
+    found = prepared.metrics(x)
+    name = path if options.samples else "samples.npz"
+    entry = as_entry(prepared, found, name, len(x), _step_of(path), time.monotonic() - begun)
+    print_entry(prepared, entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    add_entry(folder, entry)
+    announce(f"wrote {folder / 'quality.json'}")
+    return True
+
+
+def _step_of(path: str) -> int | None:
+    """The training step of the network that drew the samples of a file, if it says so."""
+    if not path.endswith(".npz"):
+        return None
+    with np.load(path, allow_pickle=False) as content:
+        return int(content["step"]) if "step" in content.files else None
+
+
+def as_entry(
+    prepared: Judge,
+    found: Mapping[str, Estimate],
+    samples: str,
+    number: int,
+    step: int | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """An entry of quality.json."""
+    rows = []
+    for name, (value, error) in found.items():
+        floor = prepared.floor.get(name, Estimate(None, None))
+        better = "higher" if name.startswith(HIGHER) else "lower"
+        row = {"name": name, "value": value, "error": error}
+        row |= {"floor": floor.value, "floor_error": floor.error, "better": better}
+        rows.append(row)
+    return {
+        "samples": samples,
+        "number": number,
+        "step": step,
+        "features": prepared.space.name,
+        "fingerprint": prepared.space.fingerprint,
+        "classifier_accuracy": prepared.space.accuracy,
+        "reference": prepared.reference.name,
+        "reference_number": prepared.reference.number,
+        "floor_number": prepared.floor_number,
+        "seconds": round(seconds, 3),
+        "metrics": rows,
+    }
+
+
+def add_entry(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Adds an entry to quality.json; it replaces the one of the same comparison."""
+    same = ("samples", "features", "reference")
+    saved = (workdir.read_json(folder / "quality.json") or {}).get("entries", [])
+    kept = [other for other in saved if any(other.get(key) != entry[key] for key in same)]
+    workdir.write_json(folder / "quality.json", {"entries": [entry, *kept]})
+
+
+def print_entry(prepared: Judge, entry: Mapping[str, Any]) -> None:
+    """Prints an entry as a table."""
+    names = {"held_out": "held-out examples", "train": "training examples"}
+    reference = names.get(entry["reference"], f"examples of {entry['reference']}")
+    count = f"{entry['reference_number']} " if entry["reference_number"] else ""
+    announce(f"{entry['number']} samples against {count}{reference}, {described(prepared.space)}:")
+    floor = {"held_out": "training", "train": "held-out"}.get(entry["reference"])
+    if floor:
+        few = entry["floor_number"] < entry["number"]
+        hint = ", fewer than the samples: compare the metrics named unlimited" if few else ""
+        announce(f"floor: {entry['floor_number']} {floor} examples instead of samples{hint}")
+    width = max(len(row["name"]) for row in entry["metrics"])
+    announce(f"{'metric':{width}}     value  standard error     floor  better")
+    for row in entry["metrics"]:
+        value, error, least = (_shown(row[key]) for key in ("value", "error", "floor"))
+        announce(f"{row['name']:{width}} {value:>9} {error:>15} {least:>9}  {row['better']}")
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
+    """Writes the statistics of a data set, to be the reference of samples; True when done.
+
+    Raises:
+        ValueError: If the features do not fit the data.
+        OSError: If a file is missing or cannot be written.
+    """
+    validate(command.config)
+    options, folder = command.options, Path(command.workdir)
+    data = labelled_data(command.config)
+    check_space(data, options.features, options.weights)
+    split = options.reference or "train"
+    kind = (options.features or "classifier").rpartition(":")[2]
+    source = split if split in SPLITS else Path(split).stem
+    settings = {"features": options.features or "classifier", "reference": split}
+    name = workdir.output_name(folder, f"stats_{kind}_{source}", options.name, settings)
+    workdir.check_writable(folder, 50_000_000)
+    splits = {"held_out": data.held_out, "train": data.train}
+    own = split not in SPLITS
+    x = read_samples(split, "reference", data) if own else Pixels(data, splits[split])
+
+    space = choose_space(data, options.features, options.weights, devices, cache_folder())
+    reference = _reference(split, x, space, devices, True)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Examples evenly spread over the set, which can be sorted by class.
+    kept = np.linspace(0, reference.number - 1, min(reference.number, KEPT)).astype(int)
+    with workdir.replacing(folder / f"{name}.npz") as path, path.open("wb") as file:
+        np.savez(
+            file,
+            mu=reference.moments.mean,
+            sigma=reference.moments.covariance,
+            count=reference.number,
+            features=reference.outputs.features[kept],
+            fingerprint=space.fingerprint,
+            settings=json.dumps(settings),
+        )
+    announce(f"{reference.number} examples of {split}, {described(space)}")
+    written = workdir.command_line("--workdir", folder, "--mode=metrics")
+    announce(f"wrote {folder / name}.npz; use it with {written} --reference={folder / name}.npz")
+    return True

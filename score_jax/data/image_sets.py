@@ -1,0 +1,102 @@
+"""Sets of images without splits or classes: a folder, a zip archive or an .npz of arrays."""
+
+import os
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from score_jax.data.dataset import LazyImages
+from score_jax.data.files import ImageTransform, decode_image, lazy_images
+from score_jax.data.layout import is_hidden, is_image
+
+NAMES = ("samples", "images", "x", "arr_0")
+"""Arrays of an .npz that may hold the images, in the order of preference."""
+
+
+def read_images(
+    path: str | os.PathLike,
+    transform: ImageTransform = ImageTransform(),  # noqa: B008
+) -> np.ndarray | LazyImages:
+    """All images of a folder or zip archive, in the order of their names, or of an .npz.
+
+    Args:
+        path: A folder, of which all subfolders are searched; a .zip of the same; or an .npz or
+            .npy with an array [examples, ...]. An .npz holds it as `samples`, `images`, `x` or
+            `arr_0`, or as its only array.
+        transform: Changes to each image file when it is decoded.
+
+    Returns:
+        uint8 [examples, height, width, channels], decoded on access; the array itself for .npz.
+
+    Raises:
+        FileNotFoundError: If there is no such file or folder.
+        ValueError: If it holds no images, or an array of another kind.
+        UnreadableImageError: If the first image is damaged; access raises it for the others.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        found = [(str(each), each) for each in sorted(file.rglob("*")) if each.is_file()]
+        return _lazily(file, found, Path.read_bytes, transform)
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    if file.suffix in (".npz", ".npy"):
+        return _array(file)
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path} must be a folder of images, a .zip of them, or an .npz of arrays"
+        ) from error
+    lock = threading.Lock()
+
+    def read(name: str) -> bytes:
+        # All threads share one file position.
+        with lock:
+            return archive.read(name)
+
+    return _lazily(file, [(name, name) for name in sorted(archive.namelist())], read, transform)
+
+
+def _lazily(file: Path, found: list[tuple[str, Any]], read, transform) -> LazyImages:
+    """The images among files, given as pairs of name and handle."""
+    images = [
+        (name, handle)
+        for name, handle in found
+        if is_image(name) and not any(map(is_hidden, Path(name).parts))
+    ]
+    if not images:
+        raise ValueError(f"{file} holds no images (.png, .jpg or .jpeg)")
+
+    def decode(position: int) -> np.ndarray:
+        return decode_image(read(images[position][1]), transform)
+
+    return lazy_images(decode, lambda i: f"{file}: {images[i][0]}", len(images))
+
+
+def _array(file: Path) -> np.ndarray:
+    """The array of images of an .npz or .npy."""
+    try:
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            x = content
+        else:
+            with content:
+                names = [name for name in NAMES if name in content.files] or content.files
+                if not names or (names[0] not in NAMES and len(names) > 1):
+                    raise ValueError(
+                        f"{file} holds {', '.join(content.files) or 'no array'}: name the array "
+                        "of images `samples`"
+                    )
+                x = content[names[0]]
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read as arrays ({error})") from error
+    if x.ndim < 2 or not len(x) or not (x.dtype == np.uint8 or x.dtype.kind == "f"):
+        raise ValueError(
+            f"{file} holds {x.dtype} {list(x.shape)}, but must hold examples, uint8 or "
+            "floating-point, [examples, ...]"
+        )
+    return x
