@@ -32,7 +32,7 @@ from score_jax.samplers.consistent import ancestral_step_size, consistent_anneal
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.samplers.loop import Trajectory
 from score_jax.schedule import step_size_for
-from score_jax.typing import Array, Batch, Keys, OneKey, Sigmas
+from score_jax.typing import Array, Batch, Keys, ObserveFn, OneKey, Sigmas
 
 Start = Callable[[Keys, tuple[int, ...]], Batch]
 """(keys, shape) -> initial states [batch, *shape]."""
@@ -94,6 +94,11 @@ def takes_step_size(sampler: Callable) -> bool:
     )
 
 
+def takes_observer(sampler: Callable) -> bool:
+    """True if a sampler has the argument `observe`."""
+    return "observe" in inspect.signature(sampler).parameters
+
+
 def sample(
     score_fn: Callable[..., Array],
     sigmas: Sigmas,
@@ -108,6 +113,7 @@ def sample(
     seed: int = 0,
     label: int | np.ndarray | None = None,
     condition: Any = None,
+    observe: ObserveFn | None = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     num_snapshots: int = 0,
@@ -137,6 +143,8 @@ def sample(
         condition: Pytree of arrays [number, ...], such as measurements; `score_fn` is then
             (x, level, condition) -> score and receives the entries of its chains. Excludes
             `label`.
+        observe: As in `samplers.loop.anneal`; the callbacks' trajectories hold its results. Equal
+            functions are compiled once. Only for samplers with this argument.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
         devices: Devices that share the chains; None takes all local ones.
         num_snapshots: Number of intermediate states per chain in the callbacks' trajectories.
@@ -175,6 +183,7 @@ def sample(
         step_size=None if step_size is None else float(step_size),
         denoise=denoise,
         num_snapshots=num_snapshots,
+        observe=observe,
     )
     return run_chains(
         chains,
@@ -202,6 +211,7 @@ class Chains:
             without one.
         denoise: If True, end with one step to the posterior mean.
         num_snapshots: Number of intermediate states to keep.
+        observe: As in `samplers.loop.anneal`; None observes nothing.
     """
 
     sampler: Callable[..., Trajectory]
@@ -212,6 +222,7 @@ class Chains:
     step_size: float | None
     denoise: bool
     num_snapshots: int = 0
+    observe: ObserveFn | None = None
 
     def __call__(self, shared: tuple[OneKey, Callable], own: tuple[Array, Any]):
         """Runs the chains of one device.
@@ -225,6 +236,7 @@ class Chains:
         index, condition = own
         start_keys, chain_keys = split_keys(example_keys(key, index))
         step_size = {} if self.step_size is None else {"step_size": self.step_size}
+        observe = {} if self.observe is None else {"observe": self.observe}
         return self.sampler(
             chain_keys,
             with_label(score_fn, condition),
@@ -234,6 +246,7 @@ class Chains:
             num_steps=self.num_steps,
             denoise=self.denoise,
             num_snapshots=self.num_snapshots,
+            **observe,
         )
 
 
@@ -338,7 +351,10 @@ def _fetched(trajectory: Trajectory, number: int) -> Trajectory:
     x = merge(trajectory.x)[:number]
     snapshots = np.moveaxis(merge_second(trajectory.snapshots)[:number], 1, 0)
     finite = np.moveaxis(merge_second(trajectory.finite)[:number], 1, 0)
-    return Trajectory(x, snapshots, finite)
+    observed = jax.tree.map(
+        lambda leaf: np.moveaxis(merge_second(leaf)[:number], 1, 0), trajectory.observed
+    )
+    return Trajectory(x, snapshots, finite, observed)
 
 
 def _check_finite(trajectory: Trajectory, first: int) -> None:

@@ -46,6 +46,9 @@ LossFn: TypeAlias = Callable[[Keys, ScoreFn, Array, Array, Array], Array]
 NoiseFn: TypeAlias = Callable[[Array], Array]
 """n -> standard normal noise [batch, *shape] of step number n, counted from 0."""
 
+ObserveFn: TypeAlias = Callable[[Any], Any]
+"""Values of one step, a `samplers.loop.Step`, -> pytree of arrays [batch, ...]."""
+
 __all__ = [
     "AnyBatch",
     "AnyKeys",
@@ -64,6 +67,7 @@ __all__ = [
     "Losses",
     "Mask",
     "NoiseFn",
+    "ObserveFn",
     "OneKey",
     "Params",
     "Pixels",

@@ -20,7 +20,7 @@ import numpy as np
 
 from score_jax.noise import checked_sigmas
 from score_jax.samplers.loop import Trajectory, anneal, check_step_size
-from score_jax.typing import AnyBatch, AnyKeys, NoiseFn, Scalar, ScoreFn, Sigmas
+from score_jax.typing import AnyBatch, AnyKeys, NoiseFn, ObserveFn, Scalar, ScoreFn, Sigmas
 
 
 def consistent_annealed_sampling(
@@ -34,6 +34,7 @@ def consistent_annealed_sampling(
     denoise: bool = False,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
 ) -> Trajectory:
     """Runs chains with `num_steps` consistent steps per noise level.
 
@@ -49,6 +50,7 @@ def consistent_annealed_sampling(
         denoise: If True, the last step ends at the posterior mean (eta = 1).
         num_snapshots: Number of snapshots to keep, at most one per level.
         noise_fn: n -> noise of step n; None draws it from `keys`.
+        observe: As in `loop.anneal`.
 
     Returns:
         The trajectory. Not clipped.
@@ -77,6 +79,8 @@ def consistent_annealed_sampling(
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
         score_levels=schedule.levels,
+        observe=observe,
+        noise_scale=lambda level, n: schedule.added[n],
     )
 
 

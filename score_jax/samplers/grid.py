@@ -1,6 +1,7 @@
 """Steps between sigmas of a sampler's own, from the first noise level to the last."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 from score_jax.continuous_score import ContinuousScoreFn
 from score_jax.noise import checked_sigmas, edm_sigmas, geometric_sigmas
 from score_jax.samplers.loop import Trajectory, anneal
-from score_jax.typing import AnyBatch, AnyKeys, Array, NoiseFn, Sigmas
+from score_jax.typing import AnyBatch, AnyKeys, Array, NoiseFn, ObserveFn, Sigmas
 
 GRIDS = ("edm", "geometric")
 RHO = 7.0
@@ -61,6 +62,8 @@ def run_steps(
     denoise: bool,
     num_snapshots: int,
     noise_fn: NoiseFn | None,
+    observe: ObserveFn | None = None,
+    noise_scale: Callable[[Array, Array], Any] = lambda level, n: 0.0,
     num_updates: int = 1,
 ) -> Trajectory:
     """Runs `loop.anneal` over steps between sigmas, and ends at the posterior mean.
@@ -76,11 +79,19 @@ def run_steps(
         denoise: If True, end at the posterior mean at the last sigma.
         num_snapshots: Number of snapshots to keep, at most one per step.
         noise_fn: As in `loop.anneal`.
+        observe: As in `loop.anneal`; the sigma of a step is that of its score, or the one from
+            which it leads if there is no score.
+        noise_scale: As in `loop.anneal`.
         num_updates: Updates per step between sigmas.
     """
 
     def score_fn(x, n):
         return jnp.zeros_like(x) if score_sigmas is None else at(x, score_sigmas[n])
+
+    def observe_step(step):
+        if score_sigmas is None:
+            return observe(step._replace(score=None, sigma=steps[step.n // num_updates]))
+        return observe(step._replace(sigma=score_sigmas[step.n]))
 
     num_steps = len(steps) - 1
     trajectory = anneal(
@@ -93,6 +104,8 @@ def run_steps(
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
         score_levels=np.arange(num_steps * num_updates, dtype=np.int32),
+        observe=None if observe is None else observe_step,
+        noise_scale=noise_scale,
     )
     if not denoise:
         return trajectory

@@ -21,6 +21,7 @@ from score_jax.typing import (
     Float,
     Levels,
     NoiseFn,
+    ObserveFn,
     Scalar,
     ScoreFn,
     Sigmas,
@@ -97,6 +98,7 @@ def annealed_langevin(
     denoise: bool = False,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
 ) -> Trajectory:
     """Annealed Langevin dynamics: `num_steps` Langevin steps at every noise level in turn.
 
@@ -113,6 +115,7 @@ def annealed_langevin(
         denoise: If True, end with one step to the posterior mean, `denoise`.
         num_snapshots: Number of snapshots to keep, at most one per level.
         noise_fn: n -> noise of step n; None draws it from `keys`.
+        observe: As in `loop.anneal`.
 
     Returns:
         The trajectory; `.x` holds the final states. Not clipped.
@@ -139,6 +142,8 @@ def annealed_langevin(
         denoise=denoise,
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
+        observe=observe,
+        noise_scale=lambda level, n: jnp.sqrt(2.0 * alphas[level]),
     )
 
 
@@ -153,6 +158,7 @@ def langevin_baseline(
     denoise: bool = False,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
 ) -> Trajectory:
     """The baseline without annealing: all steps of `annealed_langevin`, at the last level.
 
@@ -178,6 +184,8 @@ def langevin_baseline(
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
         score_levels=np.full(num_levels * num_steps, num_levels - 1, np.int32),
+        observe=observe,
+        noise_scale=lambda level, n: jnp.sqrt(2.0 * jnp.asarray(step_size)),
     )
 
 

@@ -25,6 +25,7 @@ from score_jax.typing import (
     Keys,
     Levels,
     NoiseFn,
+    ObserveFn,
     ScoreFn,
     Sigmas,
 )
@@ -38,11 +39,34 @@ class Trajectory(NamedTuple):
         snapshots: Intermediate states, [snapshots, batch, *shape]; the last one is taken before
             the final denoising.
         finite: True where a chain was finite at the end of a level, bool [levels, batch].
+        observed: Results of `observe` in the last step of each level, [levels, batch, ...]; None
+            without it.
     """
 
     x: Batch
     snapshots: Float[Array, "snapshots batch *shape"]
     finite: Flags
+    observed: Any = None
+
+
+class Step(NamedTuple):
+    """Values of one step of all chains, as an observer receives them.
+
+    Attributes:
+        x: States before the step, [batch, *shape].
+        score: Their scores; None if the sampler evaluates the score elsewhere.
+        sigma: Noise level of the scores, a scalar.
+        drift: Deterministic part of the step, [batch, *shape].
+        random: Random part of the step; the step is their sum.
+        n: Number of the step, from the first step of the first level.
+    """
+
+    x: Array
+    score: Array | None
+    sigma: Array
+    drift: Array
+    random: Array
+    n: Array
 
 
 def chain_noise(keys: Keys, n: Array | int, shape: tuple[int, ...], dtype: Any = None) -> Batch:
@@ -77,6 +101,8 @@ def anneal(
     noise_fn: NoiseFn | None = None,
     constrain: Callable[[Array, Array, Array], Array] = lambda x, level, n: x,
     score_levels: Array | np.ndarray | None = None,
+    observe: ObserveFn | None = None,
+    noise_scale: Callable[[Array, Array], Any] = lambda level, n: 0.0,
 ) -> Trajectory:
     """Runs a batch of chains through all noise levels, `num_steps` steps at each.
 
@@ -95,6 +121,9 @@ def anneal(
         constrain: (x, level, n) -> x, applied before each step and before the final denoising.
         score_levels: Level whose score step n takes, int [levels * steps]; None takes the score
             of the level that the chain is at.
+        observe: `Step` -> pytree of arrays [batch, ...], recorded in the last step of each level;
+            None records nothing.
+        noise_scale: (level, n) -> factor of the noise in `update`, for observers.
 
     Returns:
         The trajectory. Chains keep the dtype of `x`.
@@ -123,29 +152,45 @@ def anneal(
         x = constrain(x, level, n)
         score_level = level if score_levels is None else jnp.asarray(score_levels)[n]
         score = score_fn(x, jnp.full(batch_size, score_level, jnp.int32))
-        return update(x, score, noise_fn(n), level, n).astype(x.dtype)
+        noise = noise_fn(n)
+        end = update(x, score, noise, level, n).astype(x.dtype)
+        if observe is None:
+            return end, None
+        random = noise_scale(level, n) * noise
+        step = Step(x, score, sigmas[score_level], end - x - random, random, n)
+        return end, observe(step)
+
+    # The scan over steps carries the last observation; its first value is not read.
+    number, first = jnp.int32(0), jnp.int32(0)
+    unobserved = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(lambda x: one_step(x, number, first)[1], x),
+    )
 
     def one_level(carry, inputs):
         x, snapshots = carry
         level, slot = inputs
         steps = level * num_steps + np.arange(num_steps, dtype=np.int32)
-        x = jax.lax.scan(lambda x, n: (one_step(x, n, level), None), x, steps)[0]
+        start = (x, unobserved)
+        (x, observed), _ = jax.lax.scan(
+            lambda carry, n: (one_step(carry[0], n, level), None), start, steps
+        )
         # Record where chains stop being finite, and the snapshot of this level if it has one.
         finite = jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
         if num_snapshots:
             snapshots = snapshots.at[slot].set(x, mode="drop")
-        return (x, snapshots), finite
+        return (x, snapshots), (finite, observed)
 
     snapshots = jnp.zeros((num_snapshots, *x.shape), x.dtype)
     levels = np.arange(num_levels, dtype=np.int32)
     slots = _snapshot_slots(num_levels, num_snapshots)
-    (x, snapshots), finite = jax.lax.scan(one_level, (x, snapshots), (levels, slots))
+    (x, snapshots), (finite, observed) = jax.lax.scan(one_level, (x, snapshots), (levels, slots))
 
     if denoise:
         last = num_levels - 1
         x = constrain(x, last, num_levels * num_steps)
         x = _denoise(score_fn, x, jnp.full(batch_size, last, jnp.int32), sigmas)
-    return Trajectory(x, snapshots, finite)
+    return Trajectory(x, snapshots, finite, observed)
 
 
 _denoise = denoise  # The argument `denoise` of `anneal` hides the function.

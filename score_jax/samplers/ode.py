@@ -18,7 +18,7 @@ from score_jax.continuous_score import ContinuousScoreFn, continuous
 from score_jax.noise import check_batch
 from score_jax.samplers.grid import run_steps, step_sigmas
 from score_jax.samplers.loop import Trajectory
-from score_jax.typing import AnyBatch, AnyKeys, Array, Batch, NoiseFn, ScoreFn, Sigmas
+from score_jax.typing import AnyBatch, AnyKeys, Array, Batch, NoiseFn, ObserveFn, ScoreFn, Sigmas
 
 SOLVERS = ("heun", "euler")
 
@@ -33,6 +33,7 @@ def probability_flow(
     denoise: bool = True,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
     solver: str = "heun",
     grid: str = "edm",
 ) -> Trajectory:
@@ -49,6 +50,7 @@ def probability_flow(
         denoise: If True, one more evaluation ends the path at the posterior mean.
         num_snapshots: Number of snapshots to keep, at most one per step.
         noise_fn: Ignored.
+        observe: As in `loop.anneal`.
         solver: "heun" (second order) or "euler" (first order).
         grid: "edm" for `noise.edm_sigmas`, or "geometric".
 
@@ -78,6 +80,7 @@ def probability_flow(
         denoise=denoise,
         num_snapshots=num_snapshots,
         noise_fn=lambda n: still,
+        observe=observe,
     )
 
 
@@ -91,6 +94,7 @@ def stochastic_heun(
     denoise: bool = True,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
     churn: float = 0.4,
     churn_range: tuple[float, float] = (0.0, math.inf),
     grid: str = "edm",
@@ -109,6 +113,7 @@ def stochastic_heun(
         denoise: If True, one more evaluation ends the path at the posterior mean.
         num_snapshots: Number of snapshots to keep, at most one per step.
         noise_fn: n -> standard normal noise of step n; None draws it from `keys`.
+        observe: As in `loop.anneal`; the steps have no score.
         churn: Relative increase of sigma before a step, 0 or above; 0 is `probability_flow`. The
             paper bounds it by sqrt(2) - 1. The noise does not rise above sigma_1.
         churn_range: Smallest and largest sigma at which noise is added.
@@ -146,6 +151,8 @@ def stochastic_heun(
         denoise=denoise,
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
+        observe=observe,
+        noise_scale=lambda level, n: added[level],
     )
 
 

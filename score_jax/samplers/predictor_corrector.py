@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from score_jax.continuous_score import continuous
 from score_jax.samplers.grid import run_steps, step_sigmas
 from score_jax.samplers.loop import Trajectory
-from score_jax.typing import AnyBatch, AnyKeys, Array, NoiseFn, Scalar, ScoreFn, Sigmas
+from score_jax.typing import AnyBatch, AnyKeys, Array, NoiseFn, ObserveFn, Scalar, ScoreFn, Sigmas
 
 PREDICTORS = ("reverse_diffusion", "ancestral", "euler")
 
@@ -39,6 +39,7 @@ def predictor_corrector(
     denoise: bool = True,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
     predictor: str = "reverse_diffusion",
     num_corrector_steps: int = 1,
     snr: Scalar = 0.16,
@@ -58,6 +59,7 @@ def predictor_corrector(
         num_snapshots: Number of snapshots to keep, at most one per predictor step.
         noise_fn: n -> standard normal noise of update n, predictors and correctors counted in
             their order; None draws it from `keys`.
+        observe: As in `loop.anneal`.
         predictor: "reverse_diffusion", "ancestral" or "euler".
         num_corrector_steps: Langevin steps after each predictor step, 0 or more.
         snr: r, the target signal-to-noise ratio of a corrector step; above 0.
@@ -87,6 +89,8 @@ def predictor_corrector(
         denoise=denoise,
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
+        observe=observe,
+        noise_scale=lambda level, n: table.diffusion[n],
         num_updates=1 + num_corrector_steps,
     )
 
@@ -101,6 +105,7 @@ def ancestral(
     denoise: bool = True,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
+    observe: ObserveFn | None = None,
     grid: str = "geometric",
 ) -> Trajectory:
     """Ancestral sampling: `predictor_corrector` with the ancestral predictor alone.
@@ -118,6 +123,7 @@ def ancestral(
         denoise=denoise,
         num_snapshots=num_snapshots,
         noise_fn=noise_fn,
+        observe=observe,
         predictor="ancestral",
         num_corrector_steps=0,
         grid=grid,
