@@ -1,0 +1,220 @@
+"""Diagnostics of chains at every noise level, recorded in the program that samples.
+
+    score norm      sigma |s| / sqrt(D)                       1 or slightly below
+    step to noise   |deterministic part| / |random part|      of a step
+    out of range    share of the denoised values x + sigma^2 s outside the data's range
+    spread          |x - c| / sqrt(E|data - c|^2 + D sigma^2)  1: as a Gaussian of the data's
+                                                              covariance, perturbed by sigma
+
+Norms are root mean squares over chains. c is a constant near the data's mean.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from score_jax.samplers.loop import Step
+from score_jax.typing import Array, Float, Losses
+
+TOO_FAR = 0.15
+"""Relative deviation of spread and score norm above which a level is reported."""
+OUTSIDE = 0.2
+"""Share of denoised values out of range above which a level is reported."""
+MARGIN = 0.1
+"""Share of the range by which a value may lie outside it."""
+
+
+class ChainValues(NamedTuple):
+    """Values of one step, per chain, [batch] or, as recorded, [levels, batch].
+
+    Attributes:
+        sigma: Noise level of the step.
+        score: sigma^2 |s|^2 / D; nan if the sampler evaluates the score elsewhere.
+        drift: Square of the deterministic part of the step.
+        random: Square of its random part.
+        outside: Share of denoised values out of range; nan without a range or a score.
+        spread: |x - center|^2.
+    """
+
+    sigma: Array
+    score: Array
+    drift: Array
+    random: Array
+    outside: Array
+    spread: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainObserver:
+    """An observer for `sampling.sample`; equal for equal attributes.
+
+    Attributes:
+        center: c, about the mean of the data.
+        low: Smallest value of the data; None if they have no range.
+        high: Largest value.
+    """
+
+    center: float
+    low: float | None = None
+    high: float | None = None
+
+    def __call__(self, step: Step) -> ChainValues:
+        """Values of a step."""
+        axes = tuple(range(1, step.x.ndim))
+        missing = jnp.full(len(step.x), jnp.nan)
+        score = outside = missing
+        if step.score is not None:
+            score = step.sigma**2 * jnp.mean(step.score**2, axis=axes)
+        if step.score is not None and self.low is not None:
+            margin = MARGIN * (self.high - self.low)
+            denoised = step.x + step.sigma**2 * step.score
+            beyond = (denoised < self.low - margin) | (denoised > self.high + margin)
+            outside = jnp.mean(beyond.astype(jnp.float32), axis=axes)
+        return ChainValues(
+            sigma=jnp.full(len(step.x), step.sigma, jnp.float32),
+            score=score,
+            drift=_square(step.drift, axes),
+            random=jnp.broadcast_to(_square(step.random, axes), score.shape),
+            outside=outside,
+            spread=_square(step.x - self.center, axes),
+        )
+
+
+def _square(x: Array, axes: tuple[int, ...]) -> Losses:
+    return jnp.sum(jnp.square(x), axis=axes).astype(jnp.float32)
+
+
+class DataMoments(NamedTuple):
+    """What diagnostics and calibration know of the data, in the unit of the network.
+
+    Attributes:
+        center: Mean over all values.
+        square: E|x - center|^2.
+        eigenvalues: Those of the covariance, [D]; None if D is too large to compute them.
+        low: Smallest value of the data; None if they have no range.
+        high: Largest value.
+    """
+
+    center: float
+    square: float
+    eigenvalues: np.ndarray | None
+    low: float | None = None
+    high: float | None = None
+
+
+def data_moments(
+    x: np.ndarray,
+    low: float | None = None,
+    high: float | None = None,
+    largest: int = 1024,
+) -> DataMoments:
+    """The moments of examples.
+
+    Args:
+        x: Examples in the unit of the network, [examples, *shape].
+        low: Smallest value that the data can have; None if they have no range.
+        high: Largest value.
+        largest: Largest number of dimensions for which eigenvalues are computed.
+    """
+    x = np.asarray(x, np.float64).reshape(len(x), -1)
+    center = float(x.mean())
+    eigenvalues = None
+    if x.shape[1] <= largest and len(x) > 1:
+        covariance = np.atleast_2d(np.cov(x.T))
+        eigenvalues = np.maximum(np.linalg.eigvalsh(covariance), 0)
+    square = float(np.mean(np.sum((x - center) ** 2, axis=1)))
+    return DataMoments(center, square, eigenvalues, low, high)
+
+
+def gaussian_score_norm(sigmas: Any, eigenvalues: Any) -> Float[np.ndarray, "levels"]:
+    """sigma |s| / sqrt(D) of a Gaussian of this covariance, a lower bound for other data.
+
+    sigma^2 E|s|^2 = sum sigma^2 / (v + sigma^2): the score predicts the more of the noise, the
+    wider the data.
+    """
+    squares = np.asarray(sigmas, np.float64)[:, None] ** 2
+    return np.sqrt(np.mean(squares / (np.asarray(eigenvalues)[None] + squares), axis=1))
+
+
+def diagnose(
+    observed: Sequence[ChainValues], data: DataMoments, dimension: int
+) -> list[dict[str, float | None]]:
+    """The diagnostics of each level, over all chains.
+
+    Args:
+        observed: Values of batches of chains, each [levels, batch].
+        data: Moments of the data.
+        dimension: D.
+
+    Returns:
+        One row per level: index, sigma, score_norm, score_norm_expected (the lower end of the
+        healthy range, whose upper end is 1), step_to_noise, out_of_range, spread and
+        spread_expected; None where a value is not defined.
+    """
+    joined = ChainValues(
+        *(np.concatenate(parts, axis=1).astype(np.float64) for parts in zip(*observed, strict=True))
+    )
+    means = ChainValues(*(values.mean(axis=1) for values in joined))
+    expected = np.ones_like(means.sigma)
+    if data.eigenvalues is not None:
+        expected = gaussian_score_norm(means.sigma, data.eigenvalues)
+    healthy = data.square + dimension * means.sigma**2
+    rows = []
+    for i in range(len(means.sigma)):
+        random = means.random[i]
+        rows.append(
+            {
+                "index": i,
+                "sigma": float(means.sigma[i]),
+                "score_norm": _defined(np.sqrt(means.score[i])),
+                "score_norm_expected": float(expected[i]),
+                "step_to_noise": _defined(np.sqrt(means.drift[i] / random)) if random else None,
+                "out_of_range": _defined(means.outside[i]),
+                "spread": _defined(np.sqrt(means.spread[i] / healthy[i])),
+                "spread_expected": 1.0,
+            }
+        )
+    return rows
+
+
+def _defined(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def warnings_of(rows: Sequence[dict[str, float | None]]) -> list[str]:
+    """One sentence for each kind of value that is far from that of a healthy run.
+
+    A sentence names the first and the worst level.
+    """
+    found = []
+    too_wide = [(row["spread"] or 1.0) - 1 for row in rows]
+    too_large = [(row["score_norm"] or 1.0) - 1 for row in rows]
+    too_small = [
+        1 - row["score_norm"] / row["score_norm_expected"] if row["score_norm"] else 0.0
+        for row in rows
+    ]
+    outside = [row["out_of_range"] or 0.0 for row in rows]
+    kinds = (
+        (too_wide, TOO_FAR, "spread", "chains spread more than perturbed data: the steps are too "
+         "large or too few"),
+        ([-value for value in too_wide], TOO_FAR, "spread", "chains spread less than perturbed "
+         "data: they collapse, or the start is too narrow"),
+        (too_large, TOO_FAR, "score_norm", "scores are larger than noise of this level allows: "
+         "the steps are too large, or the level is not trained"),
+        (too_small, TOO_FAR, "score_norm", "scores are smaller than those of a Gaussian of the "
+         "data's covariance: the level is not trained"),
+        (outside, OUTSIDE, "out_of_range", "denoised values leave the range of the data"),
+    )  # fmt: skip
+    for values, limit, name, meaning in kinds:
+        bad = [i for i, value in enumerate(values) if value > limit]
+        if not bad:
+            continue
+        worst = max(bad, key=lambda i: values[i])
+        row = rows[worst]
+        where = f"level {row['index']} (sigma {row['sigma']:.3g})"
+        number = f"{len(bad)} of {len(rows)} levels"
+        found.append(f"{name} {row[name]:.3g} at {where}, {number} affected: {meaning}")
+    return found
