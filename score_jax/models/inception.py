@@ -273,7 +273,7 @@ def inception_features(params: Params) -> Callable[[AnyBatch], Features]:
     """The features of images that FID, KID and the inception score are computed from.
 
     The result is a pytree with the leaves of `params`, to be compiled with `jax.jit` or `jax.pmap`
-    like a score function; the features of an image do not depend on the rest of its batch.
+    like a score function.
 
     Args:
         params: Parameters of `Inception`, for example from `read_inception`.
@@ -289,11 +289,11 @@ def inception_features(params: Params) -> Callable[[AnyBatch], Features]:
 
 
 def _features(params: Params, images: AnyBatch) -> Features:
-    x = resize_bilinear_tf1(_pixel_values(images), SIZE)
+    x = resize_bilinear_tf1(pixel_values(images), SIZE)
     return Inception().apply({"params": params}, (x - 128) / 128)
 
 
-def _pixel_values(images: AnyBatch) -> Array:
+def pixel_values(images: AnyBatch) -> Array:
     """Whole numbers 0..255 as float32 [batch, height, width, 3]."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(

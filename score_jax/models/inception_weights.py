@@ -36,10 +36,10 @@ def read_inception(path: str | os.PathLike) -> Params:
     """Reads the weights of Inception v3 as used for FID.
 
     Args:
-        path: The PyTorch conversion of the TensorFlow graph of 2015-12-05
-            (`pt_inception-2015-12-05-6726825d.pth` or `weights-inception-2015-12-05-6726825d.pth`),
-            which needs PyTorch, or an `.npz` file of its arrays. Only tensors are read, and nothing
-            is downloaded. `~` is expanded.
+        path: The PyTorch conversion of the TensorFlow graph of 2015-12-05, which pytorch-fid and
+            torch-fidelity distribute (`...inception-2015-12-05-6726825d.pth`) and which needs
+            PyTorch, or an `.npz` file of its arrays. Only tensors are read, and nothing is
+            downloaded. `~` is expanded.
 
     Returns:
         Parameters for `inception_features`, float32.
@@ -123,9 +123,7 @@ def _check(state: State, shapes: dict[str, list[int]]) -> None:
         )
     for name, shape in shapes.items():
         if list(state[name].shape) != shape:
-            raise ValueError(
-                f"{name!r} is {list(state[name].shape)}, but must be {shape}: {HINT}"
-            )
+            raise ValueError(f"{name!r} is {list(state[name].shape)}, but must be {shape}: {HINT}")
         if name.endswith("running_var") and (state[name] < 0).any():
             raise ValueError(
                 f"{name!r} is {state[name].min():g} at its smallest, but a variance must be at "
