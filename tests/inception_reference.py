@@ -64,7 +64,7 @@ def fidelity_module(name):
     if "torch_fidelity" not in sys.modules:
         package = types.ModuleType("torch_fidelity")
         spec = importlib.util.find_spec("torch_fidelity")
-        package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations)
         sys.modules["torch_fidelity"] = package
     return importlib.import_module(f"torch_fidelity.{name}")
 
