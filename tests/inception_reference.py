@@ -59,13 +59,16 @@ def golden_inception():
 def fidelity_module(name):
     """A module of torch-fidelity that needs PyTorch only.
 
-    The package itself imports torchvision, which these modules do not use.
+    The package itself imports torchvision, which the computations do not use.
     """
     if "torch_fidelity" not in sys.modules:
         package = types.ModuleType("torch_fidelity")
         spec = importlib.util.find_spec("torch_fidelity")
         package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations)
-        sys.modules["torch_fidelity"] = package
+        # Its utilities read images and keep caches.
+        utilities = types.ModuleType("torch_fidelity.utils")
+        utilities.__getattr__ = lambda name: None
+        sys.modules |= {"torch_fidelity": package, "torch_fidelity.utils": utilities}
     return importlib.import_module(f"torch_fidelity.{name}")
 
 
