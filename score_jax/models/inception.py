@@ -1,7 +1,7 @@
-"""Features of images for FID, KID and the inception score: Inception v3 as its authors' graph.
+"""Inception v3 as in the TensorFlow graph of FID, KID and the inception score.
 
-Scores computed with it are comparable with published ones only if every detail is that of the
-TensorFlow graph of 2015-12-05, which differs from later versions of Inception v3:
+Figures are comparable with published ones only if every detail is that of the graph of 2015-12-05,
+which differs from later versions of Inception v3:
 
     resizing        bilinear, output pixel i taken at i * in / out, no smoothing before shrinking
     pixels          (v - 128) / 128 for v in 0..255
