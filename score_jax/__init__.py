@@ -17,7 +17,8 @@ or `sj.NCSN` are imported when they are first used.
     posterior      scores given measurements y = A x + noise, for any sampler
     losses         dsm: denoising, ssm: sliced, implicit: exact score matching
     samplers       Langevin dynamics and its relatives, one XLA program each
-    models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points
+    models         ncsn, ncsnv2: the published networks; unet: for small images; mlp: for points;
+                   inception: features for FID
     ops            fast convolutions on CPUs
     data           sources of examples; batches as a pure function of (seed, step)
     devices        splitting and averaging over devices
@@ -91,6 +92,8 @@ _HOMES = {
     "models.unet": ("UNet",),
     "models.mlp": ("MLP",),
     "models.official": ("from_official", "read_official", "to_official"),
+    "models.inception": ("inception_features",),
+    "models.inception_weights": ("read_inception",),
     "data.dataset": ("Dataset", "LazyImages"),
     "data.transforms": ("make_prepare",),
     "training": ("Metrics", "Trainer", "TrainState", "make_trainer"),

@@ -36,8 +36,9 @@ LAYERS = [
     ],
     ["samplers.ode", "samplers.predictor_corrector"],
     ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],
-    ["models.ncsn", "models.ncsnv2", "models.mlp", "training"],
+    ["models.ncsn", "models.ncsnv2", "models.mlp", "models.inception", "training"],
     ["models.official", "fitting", "sampling", "evaluation.objective", "evaluation.densities"],
+    ["models.inception_weights"],
     ["cli"],
 ]
 
