@@ -99,7 +99,7 @@ _HOMES = {
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),
     "evaluation.densities": ("Likelihood", "log_likelihood"),
-    "evaluation.objective": ("evaluate", "losses_per_level"),
+    "evaluation.objective": ("evaluate", "losses_per_level", "map_examples"),
     "evaluation.neighbors": ("nearest_neighbors",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

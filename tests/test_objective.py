@@ -7,7 +7,7 @@ import pytest
 from truths import assert_mean
 
 from score_jax.analytic import gaussian_score_fn
-from score_jax.evaluation.objective import evaluate, losses_per_level
+from score_jax.evaluation.objective import evaluate, losses_per_level, map_examples
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import geometric_sigmas
 
@@ -66,3 +66,49 @@ def test_evaluate_refuses_a_batch_that_the_devices_do_not_divide():
     score_fn = gaussian_score_fn(jnp.zeros(3), 1.0, SIGMAS)
     with pytest.raises(ValueError, match="batch_size=5 cannot be split over 2 devices"):
         evaluate(annealed_dsm, score_fn, np.zeros((8, 3), np.float32), SIGMAS, batch_size=5)
+
+
+def test_map_examples_returns_the_pytree_of_the_function_for_every_draw():
+    x = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    score_fn = gaussian_score_fn(jnp.zeros(3), 1.0, SIGMAS)
+
+    def both(keys, score_fn, x, level, sigmas):
+        return {"loss": annealed_dsm(keys, score_fn, x, level, sigmas), "x": x, "level": level}
+
+    run = functools.partial(map_examples, both, score_fn, x, SIGMAS, batch_size=4, progress=False)
+    found = run(draws=3)
+    assert found["loss"].shape == (3, 10, 4)
+    assert found["x"].shape == (3, 10, 4, 3)
+    assert all(array.dtype == np.float64 for array in found.values())
+    np.testing.assert_array_equal(found["x"], np.broadcast_to(x[None, :, None], (3, 10, 4, 3)))
+    np.testing.assert_array_equal(found["level"][1, 5], np.arange(4))
+
+    # The first draw is that of `evaluate`; all draws are independent.
+    losses = evaluate(annealed_dsm, score_fn, x, SIGMAS, batch_size=4, progress=False)
+    np.testing.assert_allclose(found["loss"][0], losses, rtol=1e-6)
+    first, second, third = found["loss"].reshape(3, -1)
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert np.abs(one - other).min() > 0
+    with pytest.raises(ValueError, match="draws=0 must be at least 1"):
+        run(draws=0)
+
+
+def test_map_examples_compiles_once_for_equal_arguments():
+    x = np.zeros((4, 3), np.float32)
+    traces = []
+
+    def counted(keys, score_fn, x, level, sigmas):
+        traces.append(1)
+        return annealed_dsm(keys, score_fn, x, level, sigmas)
+
+    score_fn = jax.tree_util.Partial(_shrink, jnp.ones(3))
+    other = jax.tree_util.Partial(_shrink, 2 * jnp.ones(3))
+    run = functools.partial(map_examples, counted, batch_size=4, progress=False)
+    losses = run(score_fn, x, SIGMAS)
+    before = len(traces)
+    assert np.abs(run(other, x, SIGMAS) - losses).max() > 0
+    assert len(traces) == before
+
+
+def _shrink(scale, x, level):
+    return -scale[None] * x
