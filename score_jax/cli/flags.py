@@ -47,6 +47,10 @@ class Options(NamedTuple):
         name: Stem of the files to write.
         subsample: Number of training images to compare.
         write: Path of the config to write.
+        step: Step of the checkpoint to use, or "best".
+        workdirs: Folders of the runs to compare, separated by commas.
+        objectives: Objectives to compare them by, separated by commas.
+        draws: Number of draws of the noise per example.
     """
 
     checkpoint: str | None = None
@@ -62,6 +66,10 @@ class Options(NamedTuple):
     name: str | None = None
     subsample: int | None = None
     write: str | None = None
+    step: str | None = None
+    workdirs: str | None = None
+    objectives: str | None = None
+    draws: int | None = None
 
 
 class Command(NamedTuple):
@@ -190,9 +198,10 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
     for name in PATHS:
         if values[name].value:
             values[name].value = os.path.expanduser(values[name].value)
-    if values["image"].value:
-        paths = values["image"].value.split(",")
-        values["image"].value = ",".join(os.path.expanduser(path) for path in paths)
+    for name in ("image", "workdirs"):
+        if values[name].value:
+            paths = values[name].value.split(",")
+            values[name].value = ",".join(os.path.expanduser(path.strip()) for path in paths)
     return values
 
 
