@@ -201,7 +201,7 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
     for name in ("image", "workdirs"):
         if values[name].value:
             paths = values[name].value.split(",")
-            values[name].value = ",".join(os.path.expanduser(path.strip()) for path in paths)
+            values[name].value = ",".join(os.path.expanduser(path) for path in paths)
     return values
 
 
@@ -279,6 +279,8 @@ def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path]:
     if imports and name is None:
         default = importlib.import_module("score_jax.cli.imports").config_for(checkpoint)
     stem = Path((name or default).partition(":")[0]).stem
+    if values["mode"].value == "compare":
+        stem = "compare"
     folder = Path(values["workdir"].value or Path("runs", stem))
 
     saved = workdir.read_json(folder / "config.json") if name is None else None

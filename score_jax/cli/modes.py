@@ -120,7 +120,13 @@ FLAGS = (
         "Published config by name, or Python file that defines get_config(); what follows a colon "
         "is an argument of get_config. By default the config saved in the workdir, else digits.",
     ),
-    Setting("workdir", str, None, "Folder of the run; by default runs/NAME of the config."),
+    Setting(
+        "workdir",
+        str,
+        None,
+        "Folder of the run; by default runs/NAME of the config. In compare, the folder of the "
+        "comparison; by default runs/compare.",
+    ),
     Setting(
         "devices",
         int,

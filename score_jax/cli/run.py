@@ -301,10 +301,11 @@ def _open_checkpoints(
     saved = workdir.read_json(folder / "config.json")
     workdir.read_json(folder / "metrics.json")  # Report a damaged file now, not after hours.
     checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
-    best = BestCheckpoints(folder / "best", measure=config["training"]["best_by"]).steps()
-    steps = checkpoints.steps()
+    steps, best = checkpoints.steps(), []
     asked = command.options.step
-    if not steps and not (asked and best) and mode != "train":
+    if asked is not None:
+        best = BestCheckpoints(folder / "best", measure=config["training"]["best_by"]).steps()
+    if not steps and not best and mode != "train":
         raise FileNotFoundError(
             f"--workdir={folder} holds no checkpoint to {mode} from: train first, with "
             "--mode=train, or choose another --workdir"
@@ -314,7 +315,7 @@ def _open_checkpoints(
             f"--workdir={folder} holds checkpoints but no config.json: restore it from a copy, or "
             "choose another --workdir"
         )
-    if steps or (asked and best):
+    if steps or best:
         free = FREE_TO_CONTINUE if mode == "train" else FREE_TO_USE
         check_same_run(completed(saved), config, free, str(folder))
     num_steps = config["training"]["num_steps"]
@@ -352,8 +353,8 @@ def _asked_step(asked: str, steps: list[int], best: list[int], folder: Path) -> 
         if best:
             return best[0]
         raise ValueError(
-            f"--step=best needs best checkpoints, but --workdir={folder} holds none, which are "
-            f"kept with config.training.keep_best of 1 or more: choose among the steps kept, {kept}"
+            f"--step=best needs a best checkpoint, but --workdir={folder} holds none, as it was "
+            f"trained with config.training.keep_best=0: choose among the steps kept, {kept}"
         )
     if not (asked.isascii() and asked.isdigit()):
         raise ValueError(f"--step={asked} must be the number of a step, or best")

@@ -12,7 +12,17 @@ import numpy as np
 from score_jax.data.transforms import prepare_pixels
 from score_jax.devices import check_divides, feed, merge_second, pmap, replicate, split
 from score_jax.network import as_pytree, with_label
-from score_jax.noise import checked_sigmas, example_keys, run_keys
+from score_jax.noise import (
+    check_batch,
+    checked_sigmas,
+    example_keys,
+    geometric_sigmas,
+    perturb,
+    run_keys,
+    standard_normal,
+    sum_per_example,
+    weighted,
+)
 from score_jax.progress import Progress, announce
 from score_jax.typing import Array, Float, Index, LossFn, OneKey, ScoreFn, Sigmas
 
@@ -93,6 +103,64 @@ def evaluate(
         progress=progress,
     )
     return losses[0]
+
+
+def common_sigmas(
+    sigmas: Sequence[Sigmas | Sequence[float]],
+) -> tuple[Sigmas, str | None]:
+    """Noise levels at which networks of different levels can be compared.
+
+    Equal levels are returned unchanged. Otherwise they are a geometric sequence over the range
+    that all have in common, with as many levels as the network with most levels there.
+
+    Args:
+        sigmas: The levels of each network, decreasing.
+
+    Returns:
+        The levels, float32 [levels], and a sentence on how they were chosen; None for equal ones.
+
+    Raises:
+        ValueError: If there is no common range.
+    """
+    arrays = [np.asarray(checked_sigmas(each), np.float32) for each in sigmas]
+    if all(np.array_equal(each, arrays[0]) for each in arrays):
+        return jnp.asarray(arrays[0]), None
+    largest = float(min(each[0] for each in arrays))
+    smallest = float(max(each[-1] for each in arrays))
+    if smallest > largest:
+        raise ValueError(
+            f"the noise levels have no range in common: one network begins at {largest:g}, below "
+            f"{smallest:g}, where another ends"
+        )
+    inside = [int(((each <= largest) & (each >= smallest)).sum()) for each in arrays]
+    number = 1 if smallest == largest else max(2, *inside)
+    levels = f"{number} levels from {largest:g} to {smallest:g}" if number > 1 else f"{largest:g}"
+    return geometric_sigmas(largest, smallest, number), (
+        f"the runs differ in their noise levels, so each network is evaluated at {levels}, the "
+        "range that all have in common: networks that take any level at these sigmas, others by "
+        "the score of their nearest level, rescaled"
+    )
+
+
+def score_error(true_score_fn: ScoreFn) -> LossFn:
+    """The exact error of a score whose truth is known, as a LossFn.
+
+    It is sigma^2 / 2 || s(x + sigma z, i) - true score ||^2, with the noise z that
+    `losses.dsm.annealed_dsm` draws from the same keys.
+
+    Args:
+        true_score_fn: The true score at the levels that the losses are computed at.
+    """
+    return jax.tree_util.Partial(_score_error, as_pytree(true_score_fn))
+
+
+def _score_error(true_score_fn, keys, score_fn, x, level, sigmas) -> Array:
+    x = check_batch(x, keys)
+    noise = standard_normal(keys, x.shape[1:], x.dtype)
+    perturbed = perturb(x, noise, level, sigmas)
+    error = score_fn(perturbed, level) - true_score_fn(perturbed, level)
+    error = error.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return weighted(0.5 * sum_per_example(error**2), level, sigmas)
 
 
 def map_examples(
