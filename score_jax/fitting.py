@@ -213,10 +213,8 @@ def fit(
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
             stored = {**(metadata or {}), "run": facts}
             if best is not None and (done % eval_every == 0 or done == num_steps):
-                value = log.held_out_losses[-1][1]
-                if best_by is not None:
-                    value = float(best_by(log.report(done, num_steps, state)))
-                best.offer(done, value, state, stored)
+                report = log.report(done, num_steps, state)
+                best.offer(done, (best_by or _last_held_out_loss)(report), state, stored)
             if due["checkpoint_every"] and checkpoints is not None:
                 checkpoints.save(done, state, stored)
             for i, (_, callback) in enumerate(callbacks):
@@ -315,6 +313,10 @@ def _check_best(keep_best: int, best_by: Callable | None, held_out: Examples | N
         raise ValueError(
             f"keep_best={keep_best} needs a measure: give held_out examples, or best_by"
         )
+
+
+def _last_held_out_loss(report: Report) -> float:
+    return report.held_out_losses[-1][1]
 
 
 def _best_checkpoints(

@@ -7,7 +7,13 @@ import pytest
 from truths import assert_mean
 
 from score_jax.analytic import gaussian_score_fn
-from score_jax.evaluation.objective import evaluate, losses_per_level, map_examples
+from score_jax.evaluation.objective import (
+    common_sigmas,
+    evaluate,
+    losses_per_level,
+    map_examples,
+    score_error,
+)
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import geometric_sigmas
 
@@ -112,3 +118,36 @@ def test_map_examples_compiles_once_for_equal_arguments():
 
 def _shrink(scale, x, level):
     return -scale[None] * x
+
+
+def test_common_sigmas_cover_the_range_that_all_levels_share():
+    equal, note = common_sigmas([SIGMAS, np.asarray(SIGMAS)])
+    np.testing.assert_array_equal(equal, SIGMAS)
+    assert note is None
+    ours, theirs = geometric_sigmas(2.0, 0.1, 8), geometric_sigmas(1.0, 0.01, 3)
+    found, note = common_sigmas([ours, theirs])
+    inside = int(((ours <= 1.0) & (ours >= 0.1)).sum())
+    np.testing.assert_allclose(found, geometric_sigmas(1.0, 0.1, inside), rtol=1e-6)
+    assert f"{inside} levels from 1 to 0.1" in note
+    single, _ = common_sigmas([np.float32([0.5]), ours])
+    np.testing.assert_array_equal(single, np.float32([0.5]))
+    with pytest.raises(ValueError, match="no range in common: one network begins at 0.05"):
+        common_sigmas([ours, np.float32([0.05, 0.01])])
+
+
+def test_the_error_of_a_score_is_its_loss_above_the_minimum():
+    """For a Gaussian, dsm(s) - dsm(truth) = sigma^2 / 2 E|s - truth|^2, and 0 for the truth."""
+    n, v, wrong = 20_000, 0.7, 1.3
+    x = np.sqrt(v) * jax.random.normal(jax.random.key(0), (n, 3))
+    truth = gaussian_score_fn(jnp.zeros(3), v, SIGMAS)
+    score_fn = gaussian_score_fn(jnp.zeros(3), wrong, SIGMAS)
+    exact = score_error(truth)
+    run = functools.partial(losses_per_level, jax.random.key(1), x=x, index=np.arange(n))
+    assert float(run(exact, truth, sigmas=SIGMAS).max()) == 0.0
+    found = np.asarray(run(exact, score_fn, sigmas=SIGMAS), np.float64)
+    above = run(annealed_dsm, score_fn, sigmas=SIGMAS) - run(annealed_dsm, truth, sigmas=SIGMAS)
+    for level, sigma in enumerate(np.asarray(SIGMAS, np.float64)):
+        # The perturbed data have the variance v + sigma^2.
+        factor = 1 / (v + sigma**2) - 1 / (wrong + sigma**2)
+        assert_mean(found[level], 1.5 * sigma**2 * factor**2 * (v + sigma**2))
+        assert_mean(np.asarray(above[level], np.float64) - found[level], 0.0)

@@ -123,7 +123,7 @@ def run_folders(workdirs: str | None) -> list[str]:
         raise ValueError(f"{given}, but --mode=compare needs two or more: --workdirs=a,b")
     if len(folders) > MOST_RUNS:
         raise ValueError(
-            f"--workdirs lists {len(folders)} runs, but at most {MOST_RUNS} can be compared at once"
+            f"--workdirs lists {len(folders)} runs, but must list {MOST_RUNS} at most"
         )
     known: dict[Path, str] = {}
     for folder in folders:

@@ -176,7 +176,7 @@ def differences(panels: Sequence[Differences], first: str, title: str) -> np.nda
     for (left, right), panel in zip(rows, panels, strict=True):
         if len(panel.sigmas) > 1:
             _draw_curves_apart(left, panel)
-            left.set_ylabel(f"{panel.name}, less that of {first}")
+            left.set_ylabel(f"{panel.name} loss, less that of {first}")
         else:
             left.remove()
         names = list(panel.values)
@@ -184,7 +184,7 @@ def differences(panels: Sequence[Differences], first: str, title: str) -> np.nda
         for index, name in enumerate(names[1:], 1):
             _draw_interval(right, [index], [panel.totals[name]], index, name)
         labels = [
-            f"{name}\n{value:.4g}\n± {error:.1g}" for name, (value, error) in panel.values.items()
+            f"{name}\n{value:.4g}\n± {error:.2g}" for name, (value, error) in panel.values.items()
         ]
         right.set_xticks(range(len(names)), labels)
         right.set_xlim(-0.5, len(names) - 0.5)

@@ -105,16 +105,14 @@ def evaluate(
     return losses[0]
 
 
-def common_sigmas(
-    sigmas: Sequence[Sigmas | Sequence[float]],
-) -> tuple[Sigmas, str | None]:
+def common_sigmas(sigmas: Sequence[Any]) -> tuple[Any, str | None]:
     """Noise levels at which networks of different levels can be compared.
 
     Equal levels are returned unchanged. Otherwise they are a geometric sequence over the range
     that all have in common, with as many levels as the network with most levels there.
 
     Args:
-        sigmas: The levels of each network, decreasing.
+        sigmas: The levels of each network, arrays [levels], decreasing.
 
     Returns:
         The levels, float32 [levels], and a sentence on how they were chosen; None for equal ones.
