@@ -27,7 +27,8 @@ or `sj.NCSN` are imported when they are first used.
     sampling       chains in batches over devices
     checkpoint     training states on disk
     exported       draws from an exported sampler, without the rest of this package
-    evaluation     the objective at every noise level; log densities; nearest neighbours
+    evaluation     the objective at every noise level; comparison of runs; log densities; nearest
+                   neighbours
     progress       the line that shows how far a loop is
     cli            the command `score-jax`
 
@@ -62,7 +63,7 @@ _HOMES = {
     ),
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
-    "continuous_score": ("continuous",),
+    "continuous_score": ("at_sigmas", "continuous"),
     "guidance": ("class_guidance", "with_fixed_label", "without_label"),
     "gaussian_law": ("final_variance",),
     "likelihood": ("bits_per_dimension", "density_flow", "log_density"),
@@ -101,8 +102,9 @@ _HOMES = {
     "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),
+    "evaluation.comparison": ("Comparison", "compare"),
     "evaluation.densities": ("Likelihood", "log_likelihood"),
-    "evaluation.objective": ("evaluate", "losses_per_level"),
+    "evaluation.objective": ("common_sigmas", "evaluate", "losses_per_level", "map_examples"),
     "evaluation.neighbors": ("nearest_neighbors",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

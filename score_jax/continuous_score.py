@@ -1,6 +1,7 @@
 """A score at any noise level, from a score function that knows the training levels.
 
-continuous(score_fn, sigmas):   (x, sigma) -> score
+continuous(score_fn, sigmas):           (x, sigma) -> score
+at_sigmas(score_fn, sigmas, others):    (x, level) -> score, with levels that index `others`
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from score_jax.network import as_pytree, with_label
 from score_jax.noise import checked_sigmas, per_example, sigma_at
 from score_jax.typing import Array, Batch, Float, ScoreFn, Sigmas
 
@@ -61,6 +63,34 @@ def continuous(
         return (per_example(scale, x) * score_fn(x, level)).astype(x.dtype)
 
     return at
+
+
+def at_sigmas(
+    score_fn: Callable[..., Array],
+    sigmas: Sigmas | Sequence[float],
+    others: Sigmas | Sequence[float],
+) -> Callable[..., Array]:
+    """The score function for other noise levels, by `continuous`.
+
+    Args:
+        score_fn: (x, level) -> score, or (x, level, label) -> score.
+        sigmas: The levels of `score_fn`, decreasing.
+        others: The levels that the result knows, decreasing.
+
+    Returns:
+        A score function of the same arguments, whose levels index `others`; a pytree with the
+        leaves of `score_fn`.
+
+    Raises:
+        ValueError: If sigmas or others do not decrease.
+    """
+    arrays = (jnp.asarray(checked_sigmas(each)) for each in (sigmas, others))
+    return jax.tree_util.Partial(_at_sigmas, as_pytree(score_fn), *arrays)
+
+
+def _at_sigmas(score_fn, sigmas: Array, others: Array, x: Batch, level: Array, *label) -> Batch:
+    own = with_label(score_fn, *label) if label else score_fn
+    return continuous(own, sigmas)(x, others[level])
 
 
 def takes_fractional_levels(score_fn: ScoreFn, x: Batch) -> bool:

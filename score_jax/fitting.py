@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.checkpoint import Checkpoints
+from score_jax.checkpoint import BestCheckpoints, Checkpoints
 from score_jax.data.dataset import batch_index
 from score_jax.data.examples import Examples, placed, splits_of
 from score_jax.data.stream import prefetch
@@ -82,6 +82,8 @@ def fit(
     eval_batches: int = 8,
     checkpoint_every: int = 1000,
     keep_checkpoints: int = 3,
+    keep_best: int = 0,
+    best_by: Callable[[Report], float] | None = None,
     device_megabytes: int = 1024,
     callbacks: Sequence[tuple[int, Callable[[Report], None]]] = (),
     progress: bool = True,
@@ -92,7 +94,8 @@ def fit(
 
     With a `workdir`, checkpoints are written to `workdir/checkpoints` and training resumes from
     the newest sound one: a run that was killed ends with the bits of a run that was not. Without
-    one, nothing is written.
+    one, nothing is written. With `keep_best`, the states with the smallest values of a measure are
+    written to `workdir/best` as well.
 
     Args:
         trainer: Built by `training.make_trainer`.
@@ -115,6 +118,10 @@ def fit(
         eval_batches: Batches per held-out loss.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep.
+        keep_best: Number of best checkpoints to keep in `workdir/best`; 0 for none. The states at
+            multiples of `eval_every` and after the last step are compared.
+        best_by: Measure of a state, smaller is better, which is stored with the checkpoint; None
+            takes the held-out loss of the averaged parameters.
         device_megabytes: Data sets up to this size are held by every device; larger ones are
             streamed from the host.
         callbacks: Pairs (every, function): the function receives a `Report` at multiples of
@@ -152,11 +159,13 @@ def fit(
         **intervals,
     )
     check_divides(batch_size, len(devices))
+    _check_best(keep_best, best_by, held_out)
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
     checkpoints = None
     if workdir is not None:
         checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
+    best = _best_checkpoints(workdir, keep_best, best_by)
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
     first = done = int(state.step)
@@ -202,15 +211,20 @@ def fit(
                 log.add_losses(done, checkpoints)
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
+            stored = {**(metadata or {}), "run": facts}
+            if best is not None and (done % eval_every == 0 or done == num_steps):
+                report = log.report(done, num_steps, state)
+                best.offer(done, (best_by or _last_held_out_loss)(report), state, stored)
             if due["checkpoint_every"] and checkpoints is not None:
-                checkpoints.save(done, state, {**(metadata or {}), "run": facts})
+                checkpoints.save(done, state, stored)
             for i, (_, callback) in enumerate(callbacks):
                 if due[f"callbacks[{i}]"]:
                     callback(log.report(done, num_steps, state))
             bar.update(done, loss=log.last_loss(metrics))
     batches.close()
-    if checkpoints is not None:
-        checkpoints.wait()
+    for kept in (checkpoints, best):
+        if kept is not None:
+            kept.wait()
     return first_replica(state)
 
 
@@ -289,6 +303,32 @@ def _check_numbers(seed: int, **counts: int) -> None:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
+
+
+def _check_best(keep_best: int, best_by: Callable | None, held_out: Examples | None) -> None:
+    """Raises a ValueError if best checkpoints cannot be chosen."""
+    if isinstance(keep_best, bool) or int(keep_best) != keep_best or keep_best < 0:
+        raise ValueError(f"keep_best={keep_best} must be a whole number of at least 0")
+    if keep_best and best_by is None and held_out is None:
+        raise ValueError(
+            f"keep_best={keep_best} needs a measure: give held_out examples, or best_by"
+        )
+
+
+def _last_held_out_loss(report: Report) -> float:
+    return report.held_out_losses[-1][1]
+
+
+def _best_checkpoints(
+    workdir: str | Path | None, keep_best: int, best_by: Callable | None
+) -> BestCheckpoints | None:
+    """The best checkpoints of a run; None if none are kept."""
+    if workdir is None or not keep_best:
+        return None
+    measure = "held_out_loss"
+    if best_by is not None:
+        measure = getattr(best_by, "__name__", type(best_by).__name__)
+    return BestCheckpoints(Path(workdir).expanduser() / "best", keep_best, measure)
 
 
 def _facts(trainer: Trainer, train: Examples, seed: int, batch_size: int) -> dict[str, Any]:

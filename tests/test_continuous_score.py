@@ -84,3 +84,24 @@ def test_edm_levels():
         sj.edm_sigmas(1.0, 0.1, 1)
     with pytest.raises(ValueError, match=r"rho=-1\.0"):
         sj.edm_sigmas(1.0, 0.1, 4, rho=-1.0)
+
+
+def test_at_sigmas_is_a_score_function_of_other_levels():
+    others = jnp.asarray([1.5, 0.4, 0.1])
+    level = jnp.asarray([0, 1, 2, 1, 0])
+    exact = sj.gaussian_score_fn(jnp.zeros(3), 0.7, SIGMAS)
+    found = sj.at_sigmas(exact, SIGMAS, others)(X, level)
+    np.testing.assert_allclose(found, -X / (0.7 + others[level][:, None] ** 2), rtol=1e-5)
+    found = jax.jit(sj.at_sigmas(divided, SIGMAS, others))(X, level)
+    np.testing.assert_allclose(found, jnp.sin(X) / others[level][:, None], rtol=1e-5)
+
+    # A label is passed on, and the parameters are leaves.
+    def scaled(scale, x, level, label):
+        return scale * label[:, None] * divided(x, level)
+
+    own = jax.tree_util.Partial(scaled, jnp.float32(3.0))
+    at = sj.at_sigmas(own, SIGMAS, others)
+    label = jnp.asarray([0, 1, 2, 3, 4])
+    expected = 3 * label[:, None] * jnp.sin(X) / others[level][:, None]
+    np.testing.assert_allclose(at(X, level, label), expected, rtol=1e-5)
+    assert any(leaf.shape == () for leaf in jax.tree.leaves(at))

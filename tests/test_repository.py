@@ -21,9 +21,10 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint"],
-    ["evaluation.neighbors", "schedule", "solvers"],
-    ["network", "devices", "analytic", "continuous_score"],
-    ["guidance", "posterior"],
+    ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],
+    ["network", "devices", "analytic"],
+    ["continuous_score", "guidance"],
+    ["posterior"],
     ["data.transforms", "data.examples", "data.files", "data.sources", "likelihood"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
     [

@@ -32,9 +32,9 @@ from score_jax.schedule import step_size_for
 from score_jax.training import make_trainer
 
 # The toy density of figures 2 and 3.
-WEIGHTS = np.array([0.8, 0.2], np.float32)
-MEANS = np.array([[5, 5], [-5, -5]], np.float32)
-SCALES = np.ones(2, np.float32)
+WEIGHTS = sources.MIXTURE_WEIGHTS
+MEANS = sources.MIXTURE_MEANS
+SCALES = sources.MIXTURE_SCALES
 TOY_SIGMAS = np.geomspace(20, 1, 10).astype(np.float32)
 EXTENT = 8.0
 """Half the side of the plots' square, and of the square from which chains start."""

@@ -61,6 +61,10 @@ class Options(NamedTuple):
         name: Stem of the files to write.
         subsample: Number of training images to compare.
         write: Path of the config to write.
+        step: Step of the checkpoint to use, or "best".
+        workdirs: Folders of the runs to compare, separated by commas.
+        objectives: Objectives to compare them by, separated by commas.
+        draws: Number of draws of the noise per example.
     """
 
     checkpoint: str | None = None
@@ -80,6 +84,10 @@ class Options(NamedTuple):
     name: str | None = None
     subsample: int | None = None
     write: str | None = None
+    step: str | None = None
+    workdirs: str | None = None
+    objectives: str | None = None
+    draws: int | None = None
 
 
 class Command(NamedTuple):
@@ -208,9 +216,10 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
     for name in PATHS:
         if values[name].value:
             values[name].value = os.path.expanduser(values[name].value)
-    if values["image"].value:
-        paths = values["image"].value.split(",")
-        values["image"].value = ",".join(os.path.expanduser(path) for path in paths)
+    for name in ("image", "workdirs"):
+        if values[name].value:
+            paths = values[name].value.split(",")
+            values[name].value = ",".join(os.path.expanduser(path) for path in paths)
     return values
 
 
@@ -288,6 +297,8 @@ def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path]:
     if imports and name is None:
         default = importlib.import_module("score_jax.cli.imports").config_for(checkpoint)
     stem = Path((name or default).partition(":")[0]).stem
+    if values["mode"].value == "compare":
+        stem = "compare"
     folder = Path(values["workdir"].value or Path("runs", stem))
 
     saved = workdir.read_json(folder / "config.json") if name is None else None

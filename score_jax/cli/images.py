@@ -5,6 +5,7 @@ A picture is an array, uint8 [height, width, 3]. Matplotlib is imported when it 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -139,6 +140,92 @@ def save_curves(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, format="png")
+
+
+class Differences(NamedTuple):
+    """Losses of several runs less those of the first, for one objective.
+
+    Attributes:
+        name: Name of the objective.
+        sigmas: Noise levels, decreasing; fewer than two draw no curves.
+        curves: Name of the run -> (difference, low, high) at each level.
+        totals: Name of the run -> (difference, low, high) of its total.
+        values: Name of every run -> (total, standard error).
+    """
+
+    name: str
+    sigmas: Sequence[float]
+    curves: Mapping[str, Sequence[tuple[float, float, float]]]
+    totals: Mapping[str, tuple[float, float, float]]
+    values: Mapping[str, tuple[float, float]]
+
+
+def differences(panels: Sequence[Differences], first: str, title: str) -> np.ndarray:
+    """Draws losses relative to those of the first run, one row per objective.
+
+    Args:
+        panels: The objectives.
+        first: Name of the first run.
+        title: Title of the picture.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    figure = _figure(10.0, 3.6 * len(panels) + 0.4)
+    rows = figure.subplots(len(panels), 2, squeeze=False, width_ratios=(2, 1))
+    for (left, right), panel in zip(rows, panels, strict=True):
+        if len(panel.sigmas) > 1:
+            _draw_curves_apart(left, panel)
+            left.set_ylabel(f"{panel.name} loss, less that of {first}")
+        else:
+            left.remove()
+        names = list(panel.values)
+        right.axhline(0.0, color="black", linewidth=0.8)
+        for index, name in enumerate(names[1:], 1):
+            _draw_interval(right, [index], [panel.totals[name]], index, name)
+        labels = [
+            f"{name}\n{value:.4g}\n± {error:.2g}" for name, (value, error) in panel.values.items()
+        ]
+        right.set_xticks(range(len(names)), labels)
+        right.set_xlim(-0.5, len(names) - 0.5)
+        right.set_title(f"{panel.name}: total, less that of {first}")
+        _spread_axis(right, list(panel.totals.values()))
+    figure.suptitle(title, fontsize=9)
+    return _rendered(figure)
+
+
+def _draw_curves_apart(axes, panel: Differences) -> None:
+    """Draws differences over sigma, the points of different runs a little apart."""
+    axes.axhline(0.0, color="black", linewidth=0.8)
+    sigmas = np.asarray(panel.sigmas)
+    apart = 0.15 * np.log(sigmas[0] / sigmas[-1]) / len(sigmas)
+    for index, (name, curve) in enumerate(panel.curves.items(), 1):
+        shift = np.exp(apart * (index - (len(panel.curves) + 1) / 2))
+        _draw_interval(axes, sigmas * shift, curve, index, name)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("sigma")
+    axes.set_title("at each noise level, with simultaneous intervals")
+    axes.legend(frameon=False)
+    _spread_axis(axes, [each for curve in panel.curves.values() for each in curve])
+
+
+def _draw_interval(
+    axes, x, points: Sequence[tuple[float, float, float]], index: int, name
+) -> None:
+    values, low, high = np.asarray(points).T
+    bars = np.stack([values - low, high - values])
+    colour = f"C{(index - 1) % 10}"
+    axes.errorbar(x, values, bars, fmt="o", markersize=3, capsize=2, color=colour, label=name)
+
+
+def _spread_axis(axes, points: Sequence[tuple[float, float, float]]) -> None:
+    """Makes the y axis logarithmic beyond the width of the intervals, if they are far apart."""
+    values, low, high = np.asarray(points).T
+    width = float(np.median(high - low))
+    if width and np.abs(values).max() > 20 * width:
+        axes.set_yscale("symlog", linthresh=2 * width)
+    axes.grid(alpha=0.3)
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:

@@ -42,44 +42,44 @@ MODES = {
     "sample": Mode(
         "score_jax.cli.sample:sample_mode",
         "Draw samples from the trained network.",
-        ("number", "label", "guidance", "name", "dry_run"),
+        ("number", "label", "guidance", "name", "dry_run", "step"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "evaluate": Mode(
         "score_jax.cli.evaluate:evaluate_mode",
         "Compute the held-out loss at every noise level.",
-        (),
+        ("step",),
         ("seed", "loss.", "training.batch_size", *SAME_RUN),
         batches=("training",),
     ),
     "likelihood": Mode(
         "score_jax.cli.likelihood:likelihood_mode",
         "Compute the log density of held-out data, in bits per dimension.",
-        ("number",),
+        ("number", "step"),
         ("seed", "sampling.batch_size", *SAME_RUN),
     ),
     "inpaint": Mode(
         "score_jax.cli.inpaint:inpaint_mode",
         "Complete images of which a part is missing.",
-        ("image", "mask", "method", "label", "number", "completions", "name"),
+        ("image", "mask", "method", "label", "number", "completions", "name", "step"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "restore": Mode(
         "score_jax.cli.restore:restore_mode",
         "Restore images from linear measurements, with the uncertainty of the posterior.",
-        ("task", "noise", "method", "image", "label", "number", "completions", "name"),
+        ("task", "noise", "method", "image", "label", "number", "completions", "name", "step"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "interpolate": Mode(
         "score_jax.cli.interpolate:interpolate_mode",
         "Draw rows of samples that change gradually from one to another.",
-        ("number", "completions", "name"),
+        ("number", "completions", "name", "step"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "export": Mode(
         "score_jax.cli.export:export_mode",
         "Write the sampler as one file that samples without this package.",
-        (),
+        ("step",),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "metrics": Mode(
@@ -99,8 +99,15 @@ MODES = {
     "figures": Mode(
         "score_jax.cli.figures:figures_mode",
         "Draw the paper's figures, nearest training images and the mixing of chains.",
-        ("number",),
+        ("number", "step"),
         ("seed", "sampling.", *SAME_RUN),
+    ),
+    "compare": Mode(
+        "score_jax.cli.compare:compare_mode",
+        "Compare the held-out losses of several runs, with errors and verdicts.",
+        ("workdirs", "objectives", "draws", "number", "step"),
+        ("seed",),
+        batches=(),
     ),
     "schedule": Mode(
         "score_jax.cli.schedule:schedule_mode",
@@ -127,7 +134,13 @@ FLAGS = (
         "Published config by name, or Python file that defines get_config(); what follows a colon "
         "is an argument of get_config. By default the config saved in the workdir, else digits.",
     ),
-    Setting("workdir", str, None, "Folder of the run; by default runs/NAME of the config."),
+    Setting(
+        "workdir",
+        str,
+        None,
+        "Folder of the run; by default runs/NAME of the config. In compare, the folder of the "
+        "comparison; by default runs/compare.",
+    ),
     Setting(
         "devices",
         int,
@@ -211,8 +224,8 @@ FLAGS = (
         int,
         None,
         "Number of samples (by default sampling.num_samples; in metrics all), of held-out "
-        "examples in likelihood (by default all), or of held-out images, rows, or samples in "
-        "figures (by default 8).",
+        "examples in likelihood and compare (by default all), or of held-out images, rows, or "
+        "samples in figures (by default 8).",
         low=1,
         high=100_000_000,
     ),
@@ -261,6 +274,31 @@ FLAGS = (
         high=MANY,
     ),
     Setting("write", str, None, "Python file to which the suggested config is written."),
+    Setting(
+        "step",
+        str,
+        None,
+        "Step of the checkpoint to use, or best for that of config.training.best_by; by default "
+        "the newest.",
+    ),
+    Setting(
+        "workdirs", str, None, "Folders of the runs to compare, two or more, separated by commas."
+    ),
+    Setting(
+        "objectives",
+        str,
+        None,
+        "Objectives to compare by, separated by commas: dsm, ssm, likelihood, exact; by default "
+        "dsm, and exact where the density of the data is known.",
+    ),
+    Setting(
+        "draws",
+        int,
+        None,
+        "Number of draws of the noise per example and level; by default 4.",
+        low=1,
+        high=100_000,
+    ),
     Setting("help", bool, False, "Show this text."),
 )
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax.checkpoint import Checkpoints
+from score_jax.checkpoint import BestCheckpoints, Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.modes import MODES
@@ -54,7 +54,7 @@ class Run:
         start: Distribution from which chains start, (keys, shape) -> x.
         step_size: Step size of the sampler at the last level; None if it takes none.
         state_shape: Shapes and types of the state of training.
-        step: Step of the newest checkpoint; None if there is none.
+        step: Step of the newest checkpoint, or of that of --step; None if there is none.
         state: State of that checkpoint, as host arrays; None if there is none.
     """
 
@@ -223,6 +223,7 @@ def open_run(
     decode: bool = False,
     inpainting: bool = False,
     num_states: int = 0,
+    output: Path | None = None,
 ) -> Run:
     """Builds a run and checks all that can be checked before anything is compiled or written.
 
@@ -234,6 +235,7 @@ def open_run(
         inpainting: If True, the sampler is the annealed Langevin dynamics of the paper's
             inpainting, whatever the config's method.
         num_states: Number of states of training that the mode writes, for the check of free disk.
+        output: Folder that the mode writes to; None for the workdir.
 
     Raises:
         ValueError: If the config, the devices and the contents of the folder do not match.
@@ -241,7 +243,7 @@ def open_run(
     """
     validate(command.config)
     config = json.loads(json.dumps(command.config))
-    checkpoints = _open_checkpoints(command, config)
+    checkpoints, step = _open_checkpoints(command, config)
 
     # Build everything that the config names.
     data, shape = build.load_data(config["data"], needed=needs_data, decode=decode)
@@ -266,9 +268,9 @@ def open_run(
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     sample_bytes = 4 * config["sampling"]["num_samples"] * int(np.prod(shape))
     needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
-    workdir.check_writable(command.workdir, needed_bytes)
+    workdir.check_writable(output or command.workdir, needed_bytes)
 
-    restored = checkpoints.restore(state_shape) or (None, None)
+    restored = checkpoints.restore(state_shape, step) or (None, None)
     return Run(
         config=config,
         folder=Path(command.workdir),
@@ -287,24 +289,33 @@ def open_run(
     )
 
 
-def _open_checkpoints(command: Command, config: Mapping[str, Any]) -> Checkpoints:
-    """The checkpoints of the folder, after checking that they belong to this config."""
+def _open_checkpoints(
+    command: Command, config: Mapping[str, Any]
+) -> tuple[Checkpoints, int | None]:
+    """The checkpoints to restore from, after checking that they belong to this config.
+
+    Returns:
+        The checkpoints, and the step that --step asks for; None for the newest.
+    """
     folder, mode = Path(command.workdir), command.mode
     saved = workdir.read_json(folder / "config.json")
     workdir.read_json(folder / "metrics.json")  # Report a damaged file now, not after hours.
     checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
-    steps = checkpoints.steps()
-    if not steps and mode != "train":
+    steps, best = checkpoints.steps(), []
+    asked = command.options.step
+    if asked is not None:
+        best = BestCheckpoints(folder / "best", measure=config["training"]["best_by"]).steps()
+    if not steps and not best and mode != "train":
         raise FileNotFoundError(
             f"--workdir={folder} holds no checkpoint to {mode} from: train first, with "
             "--mode=train, or choose another --workdir"
         )
-    if steps and saved is None:
+    if (steps or best) and saved is None:
         raise FileNotFoundError(
             f"--workdir={folder} holds checkpoints but no config.json: restore it from a copy, or "
             "choose another --workdir"
         )
-    if steps:
+    if steps or best:
         free = FREE_TO_CONTINUE if mode == "train" else FREE_TO_USE
         check_same_run(completed(saved), config, free, str(folder))
     num_steps = config["training"]["num_steps"]
@@ -314,7 +325,45 @@ def _open_checkpoints(command: Command, config: Mapping[str, Any]) -> Checkpoint
             f"config.training.num_steps={num_steps}: ask for more steps, or choose another "
             "--workdir"
         )
-    return checkpoints
+    if asked is None:
+        return checkpoints, None
+    step = _asked_step(asked, steps, best, folder)
+    return (checkpoints if step in steps and asked != "best" else _best_of(folder)), step
+
+
+def _best_of(folder: Path) -> Checkpoints:
+    """The best checkpoints of a workdir, to restore from."""
+    return Checkpoints(folder / "best", keep=None)
+
+
+def _asked_step(asked: str, steps: list[int], best: list[int], folder: Path) -> int:
+    """The step that --step asks for.
+
+    Args:
+        asked: Value of the flag.
+        steps: Steps of the newest checkpoints.
+        best: Steps of the best checkpoints, the best first.
+        folder: The workdir.
+
+    Raises:
+        ValueError: If it is not a step, or no checkpoint of it is kept.
+    """
+    kept = ", ".join(map(str, sorted({*steps, *best}))) or "none"
+    if asked == "best":
+        if best:
+            return best[0]
+        raise ValueError(
+            f"--step=best needs a best checkpoint, but --workdir={folder} holds none, as it was "
+            f"trained with config.training.keep_best=0: choose among the steps kept, {kept}"
+        )
+    if not (asked.isascii() and asked.isdigit()):
+        raise ValueError(f"--step={asked} must be the number of a step, or best")
+    if int(asked) not in (*steps, *best):
+        raise ValueError(
+            f"--step={asked} is not kept in --workdir={folder}: choose among the steps kept, "
+            f"{kept}{', or best' if best else ''}"
+        )
+    return int(asked)
 
 
 def output_settings(

@@ -326,6 +326,21 @@ _TABLE = (
     _count("training.checkpoint_every", 5000, "Number of steps between checkpoints."),
     _count("training.keep_checkpoints", 3, "Number of checkpoints to keep."),
     _count(
+        "training.keep_best",
+        1,
+        "Number of best checkpoints to keep besides, of the steps with a held-out loss.",
+        low=0,
+        before=0,
+    ),
+    _choice(
+        "training.best_by",
+        ("held_out_loss", "fd_classifier"),
+        "held_out_loss",
+        "Measure of the best checkpoints: the held-out loss, or the distance of samples in the "
+        "features of a classifier.",
+        before="held_out_loss",
+    ),
+    _count(
         "training.steps_per_call",
         10,
         "Number of steps that run as one XLA program; Ctrl-C waits for its end.",

@@ -35,8 +35,11 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         FloatingPointError: If a loss or a chain is not finite; earlier checkpoints are kept.
     """
     # Check everything before anything is compiled or written.
-    keep = command.config["training"]["keep_checkpoints"]
-    run = open_run(command, devices, needs_data=True, decode=True, num_states=keep + 1)
+    settings = command.config["training"]
+    num_states = settings["keep_checkpoints"] + 1
+    if settings["keep_best"]:
+        num_states += settings["keep_best"] + 1
+    run = open_run(command, devices, needs_data=True, decode=True, num_states=num_states)
     if command.dry_run:
         from score_jax.cli.estimate import estimate_training
 
@@ -61,6 +64,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
                     seed=run.config["seed"],
                     devices=devices,
                     device_megabytes=run.config["data"]["device_megabytes"],
+                    best_by=best_by(run, log),
                     callbacks=callbacks(run, log),
                     stop=stop,
                     metadata={"config": run.config},
@@ -99,7 +103,20 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
 def training_arguments(run: Run) -> dict[str, int]:
     """The settings of the section `training` that `fit` takes by the same names."""
     settings = run.config["training"]
-    return {name: value for name, value in settings.items() if name != "preview_every"}
+    own = ("preview_every", "best_by")
+    return {name: value for name, value in settings.items() if name not in own}
+
+
+def best_by(run: Run, log: "Log") -> Callable[[Report], float] | None:
+    """The measure by which `fit` chooses the best checkpoints; None for the held-out loss.
+
+    Raises:
+        ValueError: If the measure cannot be computed for this run.
+    """
+    name = run.config["training"]["best_by"]
+    if name == "held_out_loss":
+        return None
+    raise ValueError(f"config.training.best_by={name!r} is not available: use held_out_loss")
 
 
 def callbacks(run: Run, log: "Log") -> list[tuple[int, Callable[[Report], None]]]:

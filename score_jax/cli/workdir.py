@@ -1,6 +1,6 @@
 """The folder of a run: how its files are written, read and named.
 
-config.json  checkpoints/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
+config.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
 preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
 inpainting.png  interpolation.npz  interpolation.png  figure1.png  figure2.png  figure3.png
 neighbors.png  mixing.png  sampler.zip

@@ -14,6 +14,10 @@ from score_jax.data.dataset import Dataset, split_examples
 
 DIGITS = Path(__file__).with_name("digits.npz")
 ARRAYS = ("train", "held_out", "train_labels", "held_out_labels")
+MIXTURE_WEIGHTS = np.array([0.8, 0.2], np.float32)
+MIXTURE_MEANS = np.array([[5, 5], [-5, -5]], np.float32)
+MIXTURE_SCALES = np.ones(2, np.float32)
+"""Parameters of the density of `mixture`, as `analytic.mixture_score_fn` takes them."""
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
