@@ -30,6 +30,7 @@ NARROW = {
     "training__eval_batches": 2,
     "training__steps_per_call": 7,  # divides none of the others
     "training__preview_every": None,
+    "training__metric_samples": 0,
     "training__checkpoint_every": 20,
     "sampling__num_samples": 24,
     "sampling__batch_size": 16,

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import jax
 
-from score_jax import sampling
 from score_jax.cli import samples, workdir
 from score_jax.cli.flags import Command
-from score_jax.cli.run import naming_step_size, open_run
+from score_jax.cli.run import open_run
 from score_jax.progress import announce
 
 
@@ -37,11 +36,7 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
 
     # Draw the samples, and write them with the way of those in the picture.
     announce(samples.describe(run, settings))
-    frames = samples.Frames()
-    with samples.timed() as clock, naming_step_size(run):
-        x = sampling.sample(
-            score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)
-        )
-    samples.write(run, name, x, labels, frames, settings, clock.seconds)
+    drawn = samples.draw(run, score_fn, number, labels)
+    samples.write(run, name, drawn, settings)
     announce(f"next: {workdir.command_line('--workdir', run.folder, '--mode=evaluate')}")
     return True

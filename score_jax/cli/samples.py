@@ -1,23 +1,24 @@
 """The files of samples: arrays, a picture of the samples, an animation of the chains."""
 
-import contextlib
-import dataclasses
 import json
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from score_jax import sampling
 from score_jax.cli import images, workdir
-from score_jax.cli.run import Run, output_settings
+from score_jax.cli.moments import moments_of
+from score_jax.cli.run import Run, naming_step_size, output_settings
 from score_jax.cli.settings import completed
 from score_jax.cli.table import WHOLE_CHAIN
+from score_jax.evaluation.diagnostics import ChainObserver, diagnose, warnings_of
 from score_jax.progress import announce
-from score_jax.samplers.loop import Trajectory
+from score_jax.samplers.loop import Trajectory, snapshot_levels
 
 NAMES = ("method", "num_frames")
 GRID = 100
@@ -68,60 +69,82 @@ def describe(run: Run, settings: dict[str, Any]) -> str:
     )
 
 
-class Frames:
-    """A callback of `sampling.sample` that keeps the snapshots of the chains in the picture."""
+class Drawn(NamedTuple):
+    """Samples and what their chains recorded.
 
-    def __init__(self):
-        self._kept: list[np.ndarray] = []
-        self._number = 0
+    Attributes:
+        x: Final states, [number, *shape].
+        labels: Classes of the samples; None for an unconditional network.
+        frames: Snapshots of the first `GRID` chains, [snapshots, chains, *shape].
+        frame_sigmas: Noise level at each snapshot; None if the sampler does not say.
+        diagnostics: One row per level, as `evaluation.diagnostics.diagnose` makes them; None if
+            the sampler takes no observer, or nothing is known of the data.
+        seconds: Time that sampling took.
+    """
 
-    def __call__(self, first: int, trajectory: Trajectory) -> None:
-        """Keeps the snapshots of chains below `GRID`."""
+    x: np.ndarray
+    labels: np.ndarray | None
+    frames: np.ndarray
+    frame_sigmas: np.ndarray | None
+    diagnostics: list[dict[str, Any]] | None
+    seconds: float
+
+
+def draw(run: Run, score_fn: Callable[..., Any], number: int, labels: np.ndarray | None) -> Drawn:
+    """Draws samples, and diagnoses their chains in the same program.
+
+    Raises:
+        FloatingPointError: If a chain is not finite.
+    """
+    data = moments_of(run)
+    observer = None
+    if data is not None and sampling.takes_observer(run.sampler):
+        observer = ChainObserver(data.center, data.low, data.high)
+    frames, observed = [], []
+
+    def keep(first: int, trajectory: Trajectory) -> None:
         if first < GRID:
-            self._kept.append(trajectory.snapshots[:, : GRID - first])
+            frames.append(trajectory.snapshots[:, : GRID - first])
+        observed.append(trajectory.observed)
 
-    def states(self) -> np.ndarray:
-        """Intermediate states, [snapshots, chains, *shape]."""
-        return np.concatenate(self._kept, axis=1)
+    begun = time.monotonic()
+    with naming_step_size(run):
+        x = sampling.sample(
+            score_fn,
+            run.sigmas,
+            label=labels,
+            observe=observer,
+            callbacks=[keep],
+            **run.sampling(number),
+        )
+    seconds = time.monotonic() - begun
+    diagnostics = sigmas = None
+    if observer is not None:
+        diagnostics = diagnose(observed, data, int(np.prod(run.shape)))
+        slots = snapshot_levels(len(diagnostics), len(frames[0]))
+        sigmas = np.float32([diagnostics[level]["sigma"] for level in slots])
+    return Drawn(x, labels, np.concatenate(frames, axis=1), sigmas, diagnostics, seconds)
 
 
-@dataclasses.dataclass
-class Clock:
-    """Seconds that a block took."""
-
-    seconds: float = 0.0
-
-
-@contextlib.contextmanager
-def timed() -> Iterator[Clock]:
-    """Measures the time of a block."""
-    clock, begun = Clock(), time.monotonic()
-    yield clock
-    clock.seconds = time.monotonic() - begun
-
-
-def write(
-    run: Run,
-    name: str,
-    x: np.ndarray,
-    labels: np.ndarray | None,
-    frames: Frames,
-    settings: dict[str, Any],
-    seconds: float,
-) -> None:
+def write(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> None:
     """Writes samples as `name`.npz and `name`.png, and the chains' way as an animation.
+
+    The diagnostics of "samples" are written to diagnostics.json; those of other names are only
+    checked. One sentence says if they are far from those of a healthy run.
 
     Args:
         run: The run.
         name: Name of the files. The animation of "samples" is chain.webp.
-        x: Final states, [number, *shape].
-        labels: Classes of the samples; None for an unconditional network.
-        frames: Intermediate states.
+        drawn: The samples.
         settings: As in `settings_of`.
-        seconds: Time that sampling took.
     """
-    x = run.to_images(x)
+    x, labels = run.to_images(drawn.x), drawn.labels
     arrays = {"samples": x} if labels is None else {"samples": x, "labels": labels}
+    if len(drawn.frames):
+        chain = run.to_images(drawn.frames)
+        arrays["chain"] = np.uint8(np.round(255 * chain)) if run.has_pixels else chain
+    if drawn.frame_sigmas is not None:
+        arrays["chain_sigma"] = drawn.frame_sigmas
     with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
         np.savez_compressed(
             file,
@@ -138,13 +161,35 @@ def write(
 
     if settings["num_frames"]:
         animation = "chain.webp" if name == "samples" else f"{name}.webp"
-        pictures = [run.picture(run.to_images(states)) for states in frames.states()]
+        pictures = [run.picture(run.to_images(states)) for states in drawn.frames]
         with workdir.replacing(run.folder / animation) as path:
             images.save_webp(path, [*pictures, picture])
         written.append(animation)
     if name == "samples":
-        _add_to_log(run, picture, settings["step"], seconds)
-    announce(f"wrote {', '.join(written)} to {run.folder} ({seconds:.1f} s)")
+        _add_to_log(run, picture, settings["step"], drawn.seconds)
+    written += _write_diagnostics(run, name, drawn, settings)
+    announce(f"wrote {', '.join(written)} to {run.folder} ({drawn.seconds:.1f} s)")
+
+
+def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> list[str]:
+    """Writes diagnostics.json for "samples", and prints a warning; the names of the files."""
+    if drawn.diagnostics is None:
+        return []
+    warnings = warnings_of(drawn.diagnostics)
+    if warnings:
+        announce(f"the chains are not healthy: {'; '.join(warnings)}")
+    if name != "samples":
+        return []
+    content = {
+        "samples": "samples.npz",
+        "sampler": settings["method"],
+        "step": settings["step"],
+        "number": len(drawn.x),
+        "levels": drawn.diagnostics,
+        "warnings": warnings,
+    }
+    workdir.write_json(run.folder / "diagnostics.json", content)
+    return ["diagnostics.json"]
 
 
 def _add_to_log(run: Run, picture: np.ndarray, step: int, seconds: float) -> None:

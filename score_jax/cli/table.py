@@ -341,6 +341,21 @@ _TABLE = (
         before="held_out_loss",
     ),
     _count(
+        "training.metrics_every",
+        None,
+        "Number of steps between metrics of samples, for labelled images; none computes them at "
+        "the end only.",
+        optional=True,
+        before=None,
+    ),
+    _count(
+        "training.metric_samples",
+        1000,
+        "Number of samples in metrics; 0 computes none.",
+        low=0,
+        before=0,
+    ),
+    _count(
         "training.steps_per_call",
         10,
         "Number of steps that run as one XLA program; Ctrl-C waits for its end.",

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from score_jax import sampling
 from score_jax.cli import images, samples, workdir
 from score_jax.cli.flags import Command
+from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
+from score_jax.cli.moments import write_moments
 from score_jax.cli.names import naming
 from score_jax.cli.run import Run, naming_step_size, open_run
 from score_jax.fitting import Report, fit
@@ -46,6 +49,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         return estimate_training(run)
 
     # Train, unless that is done already.
+    judge = RunJudge(run)
+    measure = best_by(run, judge)
     announce(f"{run.folder}: {run.describe()}")
     num_steps = run.config["training"]["num_steps"]
     state = run.state
@@ -55,6 +60,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         run = dataclasses.replace(run, state=None)  # `fit` restores it; do not keep it twice.
         run.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(run.folder / "config.json", run.config)
+        write_moments(run)
         with stop_requested() as stop, Log(run) as log, naming_optimizer(run):
             with naming("training", "data"):
                 state = fit(
@@ -64,8 +70,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
                     seed=run.config["seed"],
                     devices=devices,
                     device_megabytes=run.config["data"]["device_megabytes"],
-                    best_by=best_by(run, log),
-                    callbacks=callbacks(run, log),
+                    best_by=measure,
+                    callbacks=callbacks(run, log, judge),
                     stop=stop,
                     metadata={"config": run.config},
                     **training_arguments(run),
@@ -82,18 +88,16 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     saved = samples.saved_settings(file)
     if saved == settings:
         announce(f"{file} holds this run's samples already")
+        if not is_judged(run, num_steps):
+            with np.load(file, allow_pickle=False) as content:
+                judge_final(run, content["samples"], num_steps, judge)
     else:
         if saved is not None:
             announce(f"{file} was made with other settings, of step {saved['step']}: replaces it")
         announce(samples.describe(run, settings))
-        labels = run.labels(number)
-        frames = samples.Frames()
-        score_fn = run.score_fn(state.ema_params)
-        with samples.timed() as clock, naming_step_size(run):
-            x = sampling.sample(
-                score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)
-            )
-        samples.write(run, "samples", x, labels, frames, settings, clock.seconds)
+        drawn = samples.draw(run, run.score_fn(state.ema_params), number, run.labels(number))
+        samples.write(run, "samples", drawn, settings)
+        judge_final(run, run.to_images(drawn.x), num_steps, judge)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
@@ -103,11 +107,11 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
 def training_arguments(run: Run) -> dict[str, int]:
     """The settings of the section `training` that `fit` takes by the same names."""
     settings = run.config["training"]
-    own = ("preview_every", "best_by")
+    own = ("preview_every", "best_by", "metrics_every", "metric_samples")
     return {name: value for name, value in settings.items() if name not in own}
 
 
-def best_by(run: Run, log: "Log") -> Callable[[Report], float] | None:
+def best_by(run: Run, judge: RunJudge) -> Callable[[Report], float] | None:
     """The measure by which `fit` chooses the best checkpoints; None for the held-out loss.
 
     Raises:
@@ -116,10 +120,16 @@ def best_by(run: Run, log: "Log") -> Callable[[Report], float] | None:
     name = run.config["training"]["best_by"]
     if name == "held_out_loss":
         return None
-    raise ValueError(f"config.training.best_by={name!r} is not available: use held_out_loss")
+    obstacle = judge.obstacle()
+    if obstacle is not None:
+        raise ValueError(
+            f"config.training.best_by={name!r} cannot be computed, because {obstacle}: use "
+            "held_out_loss"
+        )
+    return lambda report: judge.during(report)[name].value
 
 
-def callbacks(run: Run, log: "Log") -> list[tuple[int, Callable[[Report], None]]]:
+def callbacks(run: Run, log: "Log", judge: RunJudge) -> list[tuple[int, Callable[[Report], None]]]:
     """The callbacks of `fit`: scalars when they are due, files at checkpoints, previews."""
     settings = run.config["training"]
     due = [
@@ -129,7 +139,15 @@ def callbacks(run: Run, log: "Log") -> list[tuple[int, Callable[[Report], None]]
     ]
     if settings["preview_every"]:
         due.append((settings["preview_every"], lambda report: preview(run, log, report)))
+    if settings["metrics_every"] and judge.obstacle() is None:
+        due.append((settings["metrics_every"], lambda report: _metrics(log, judge, report)))
     return due
+
+
+def _metrics(log: "Log", judge: RunJudge, report: Report) -> None:
+    """Adds metrics of samples to TensorBoard's events; those of the end are computed later."""
+    if report.step < report.num_steps:
+        add_scalars(log.writer, judge.during(report), report.step)
 
 
 def _stopped(step: int, num_steps: int) -> str:

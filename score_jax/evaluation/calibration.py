@@ -44,9 +44,7 @@ class Residuals(NamedTuple):
     residual: Batch
 
 
-def residuals(
-    keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Sigmas
-) -> Residuals:
+def residuals(keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Sigmas) -> Residuals:
     """The residuals of perturbed examples.
 
     Args:
@@ -77,7 +75,7 @@ def residuals(
 
 
 def gaussian_residual(sigmas: Any, eigenvalues: Any) -> Float[np.ndarray, "levels"]:
-    """Residual of the best linear denoiser of data with this covariance, mean v / (v + sigma^2)."""
+    """Residual of the best linear denoiser, mean v / (v + sigma^2), [levels]."""
     squares = np.asarray(sigmas, np.float64)[:, None] ** 2
     v = np.asarray(eigenvalues, np.float64)[None]
     return np.mean(v / (v + squares), axis=1)

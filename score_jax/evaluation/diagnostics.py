@@ -19,7 +19,7 @@ import numpy as np
 from score_jax.samplers.loop import Step
 from score_jax.typing import Array, Float, Losses
 
-TOO_FAR = 0.15
+TOO_FAR = 0.1
 """Relative deviation of spread and score norm above which a level is reported."""
 OUTSIDE = 0.2
 """Share of denoised values out of range above which a level is reported."""
@@ -154,9 +154,8 @@ def diagnose(
         healthy range, whose upper end is 1), step_to_noise, out_of_range, spread and
         spread_expected; None where a value is not defined.
     """
-    joined = ChainValues(
-        *(np.concatenate(parts, axis=1).astype(np.float64) for parts in zip(*observed, strict=True))
-    )
+    parts = zip(*observed, strict=True)
+    joined = ChainValues(*(np.concatenate(each, axis=1).astype(np.float64) for each in parts))
     means = ChainValues(*(values.mean(axis=1) for values in joined))
     expected = np.ones_like(means.sigma)
     if data.eigenvalues is not None:

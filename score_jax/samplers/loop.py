@@ -199,10 +199,13 @@ _denoise = denoise  # The argument `denoise` of `anneal` hides the function.
 def _snapshot_slots(num_levels: int, num_snapshots: int) -> np.ndarray:
     """Index of the snapshot that stores each level's end; an index past the last is dropped."""
     slots = np.full(num_levels, num_snapshots, np.int32)
-    if num_snapshots:
-        kept = np.arange(1, num_snapshots + 1) * num_levels // num_snapshots - 1
-        slots[kept] = np.arange(num_snapshots)
+    slots[snapshot_levels(num_levels, num_snapshots)] = np.arange(num_snapshots)
     return slots
+
+
+def snapshot_levels(num_levels: int, num_snapshots: int) -> np.ndarray:
+    """Index of the level at whose end each snapshot is taken, int [snapshots]."""
+    return np.arange(1, num_snapshots + 1) * num_levels // max(num_snapshots, 1) - 1
 
 
 def check_step_size(step_size: Any) -> None:

@@ -1,0 +1,117 @@
+"""Metrics of a run's own samples: during training, as a measure of checkpoints, and at its end."""
+
+import time
+
+import numpy as np
+
+from score_jax import sampling
+from score_jax.cli import quality, workdir
+from score_jax.cli.run import Run, naming_step_size
+from score_jax.evaluation.metrics import Estimate
+from score_jax.fitting import Report
+from score_jax.progress import announce
+
+
+class RunJudge:
+    """Judges samples of a run in the features of a classifier, which it prepares when needed.
+
+    Args:
+        run: A run whose data set is open.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._prepared: quality.Judge | None = None
+        self._last: tuple[int, dict[str, Estimate]] | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of samples that are judged."""
+        settings = self._run.config
+        return min(settings["training"]["metric_samples"], settings["sampling"]["num_samples"])
+
+    def obstacle(self) -> str | None:
+        """The reason why metrics cannot be computed; None if they can."""
+        run = self._run
+        if self.number < quality.FEWEST:
+            return f"config.training.metric_samples and num_samples are below {quality.FEWEST}"
+        if not run.has_images:
+            return "the data are not images"
+        if run.data.train_labels is None and quality.labelled_data(run.config).num_classes is None:
+            return "the data have no labels"
+        if min(len(run.data.held_out), len(run.data.train)) < quality.FEWEST:
+            return f"there are fewer than {quality.FEWEST} held-out examples"
+        return None
+
+    def prepared(self) -> quality.Judge:
+        """Feature function, reference and floor."""
+        if self._prepared is None:
+            run = self._run
+            data = run.data
+            if data.train_labels is None:
+                # The images are decoded already; only their labels are missing.
+                source = quality.labelled_data(run.config)
+                data = data._replace(
+                    train_labels=source.train_labels,
+                    held_out_labels=source.held_out_labels,
+                    num_classes=source.num_classes,
+                )
+            self._prepared = quality.judge(data, run.config, run.devices, number=self.number)
+        return self._prepared
+
+    def of_samples(self, x: np.ndarray) -> dict[str, Estimate]:
+        """Metrics of samples in [0, 1]."""
+        return self.prepared().metrics(x[: self.number], progress=False)
+
+    def during(self, report: Report) -> dict[str, Estimate]:
+        """Metrics of samples drawn with the averaged parameters of a report; once per step."""
+        if self._last is None or self._last[0] != report.step:
+            run = self._run
+            with naming_step_size(run):
+                x = sampling.sample(
+                    run.score_fn(report.state.ema_params),
+                    run.sigmas,
+                    label=run.labels(self.number),
+                    progress=False,
+                    **run.sampling(self.number),
+                )
+            self._last = report.step, self.of_samples(run.to_images(x))
+        return self._last[1]
+
+
+def judge_final(run: Run, x: np.ndarray, step: int, judge: RunJudge) -> None:
+    """Prints the metrics of the run's samples with their floor, and adds them to quality.json."""
+    reason = judge.obstacle()
+    if reason is not None:
+        return
+    begun = time.monotonic()
+    found = judge.of_samples(x)
+    prepared = judge.prepared()
+    seconds = time.monotonic() - begun
+    entry = quality.as_entry(prepared, found, "samples.npz", judge.number, step, seconds)
+    quality.print_entry(prepared, entry)
+    quality.add_entry(run.folder, entry)
+    _add_to_events(run, found, step)
+    announce(f"wrote quality.json to {run.folder} ({seconds:.1f} s)")
+
+
+def is_judged(run: Run, step: int) -> bool:
+    """True if quality.json has metrics of the run's samples of this step."""
+    saved = workdir.read_json(run.folder / "quality.json") or {}
+    return any(
+        entry.get("samples") == "samples.npz" and entry.get("step") == step
+        for entry in saved.get("entries", [])
+    )
+
+
+def add_scalars(writer, found: dict[str, Estimate], step: int) -> None:
+    """Adds metrics to TensorBoard's events."""
+    for name, estimate in found.items():
+        writer.add_scalar(f"quality/{name}", estimate.value, step)
+
+
+def _add_to_events(run: Run, found: dict[str, Estimate], step: int) -> None:
+    import tensorboardX
+
+    with tensorboardX.SummaryWriter(str(run.folder), purge_step=step + 1) as writer:
+        add_scalars(writer, found, step)

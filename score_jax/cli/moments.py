@@ -1,0 +1,47 @@
+"""Moments of the training data, from the data set or from the workdir where it is not at hand."""
+
+from pathlib import Path
+
+import numpy as np
+
+from score_jax.cli import workdir
+from score_jax.cli.run import Run
+from score_jax.data.transforms import unit_scale
+from score_jax.evaluation.diagnostics import DataMoments, data_moments
+
+EXAMPLES = 4096
+"""Largest number of training examples that the moments are taken from."""
+
+
+def moments_of(run: Run) -> DataMoments | None:
+    """The moments of the training data in the unit of the network.
+
+    They come from the data set if it is open, else from moments.json; None without either.
+    """
+    if run.data is None:
+        return _read(run.folder / "moments.json")
+    train = run.data.train
+    index = np.linspace(0, len(train) - 1, min(len(train), EXAMPLES)).round().astype(int)
+    x = unit_scale(train[index], run.data.num_values, run.config["data"]["dequantize"])
+    x = np.asarray(run.to_network(x))
+    # Logits have no range.
+    ranged = run.has_pixels and not run.config["data"]["logit"]
+    return data_moments(x, *((0.0, 1.0) if ranged else (None, None)))
+
+
+def write_moments(run: Run) -> None:
+    """Writes moments.json, for sampling without the data set."""
+    found = moments_of(run)
+    content = found._asdict()
+    if found.eigenvalues is not None:
+        content["eigenvalues"] = found.eigenvalues.tolist()
+    workdir.write_json(run.folder / "moments.json", content)
+
+
+def _read(path: Path) -> DataMoments | None:
+    content = workdir.read_json(path)
+    if content is None:
+        return None
+    if content.get("eigenvalues") is not None:
+        content["eigenvalues"] = np.asarray(content["eigenvalues"], np.float64)
+    return DataMoments(**{name: content.get(name) for name in DataMoments._fields})
