@@ -27,8 +27,9 @@ or `sj.NCSN` are imported when they are first used.
     sampling       chains in batches over devices
     checkpoint     training states on disk
     exported       draws from an exported sampler, without the rest of this package
-    evaluation     the objective at every noise level; comparison of runs; log densities; nearest
-                   neighbours
+    evaluation     the objective at every noise level, comparison of runs, calibration; metrics of
+                   samples in the features of a classifier or Inception; diagnostics of chains;
+                   log densities; nearest neighbours
     progress       the line that shows how far a loop is
     cli            the command `score-jax`
 
@@ -102,6 +103,22 @@ _HOMES = {
     "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),
+    "evaluation.metrics": (
+        "Moments",
+        "Outputs",
+        "coverings",
+        "frechet_distance",
+        "inception_score",
+        "kernel_distance",
+        "moments",
+        "sample_metrics",
+        "unlimited_frechet_distance",
+    ),
+    "evaluation.features": ("extract", "feature_batches", "flat_pixels"),
+    "evaluation.classifier": ("classifier_features", "train_classifier"),
+    "evaluation.diagnostics": ("ChainObserver", "data_moments", "diagnose"),
+    "evaluation.calibration": ("calibrate", "residuals"),
+    "data.image_sets": ("read_images",),
     "evaluation.comparison": ("Comparison", "compare"),
     "evaluation.densities": ("Likelihood", "log_likelihood"),
     "evaluation.objective": ("common_sigmas", "evaluate", "losses_per_level", "map_examples"),

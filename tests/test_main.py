@@ -254,6 +254,8 @@ READ = {
     "restore": {"sampling.method", "data.path", "seed"},
     "interpolate": {"sampling.step_size"},
     "export": {"sampling.num_steps", "seed"},
+    "metrics": {"data.path", "noise.sigma_min", "model.width"},
+    "stats": {"data.path", "data.size"},
     "figures": {"sampling.batch_size", "seed"},
     "schedule": {"data.path", "noise.sigma_min", "sampling.num_steps", "seed"},
     "import": {"training.num_steps", "data.size", "sampling.step_size"},
@@ -266,6 +268,8 @@ NOT_READ = {
     "restore": {"loss.name", "training.batch_size"},
     "interpolate": {"optim.clip_norm"},
     "export": {"loss.levels", "optim.beta2"},
+    "metrics": {"training.batch_size", "optim.beta1"},
+    "stats": {"training.batch_size", "loss.levels"},
     "figures": {"training.batch_size"},
     "schedule": {"noise.num_levels", "noise.sigma_max", "model.width", "optim.beta1"},
 }
@@ -395,7 +399,7 @@ BAD_INPUT = {
     "unknown mode": (
         ["--mode=tran"],
         "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
-        "export, figures, schedule or import",
+        "export, metrics, stats, figures, compare, schedule or import",
     ),
     "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),

@@ -20,13 +20,14 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 # A module imports modules of earlier lines only.
 LAYERS = [
     ["typing", "progress", "exported", "data.dataset", "data.stream"],
-    ["noise", "operators", "ops.winograd", "data.layout", "checkpoint"],
+    ["noise", "operators", "ops.winograd", "data.layout", "checkpoint", "evaluation.metrics"],
     ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],
     ["network", "devices", "analytic"],
     ["continuous_score", "guidance"],
-    ["posterior"],
+    ["posterior", "evaluation.features", "evaluation.calibration"],
     ["data.transforms", "data.examples", "data.files", "data.sources", "likelihood"],
     ["losses.dsm", "losses.ssm", "losses.implicit", "samplers.loop", "data.prepared"],
+    ["data.image_sets", "evaluation.diagnostics"],
     [
         "samplers.langevin",
         "samplers.consistent",
@@ -35,7 +36,8 @@ LAYERS = [
         "models.preconditioning",
         "models.layers",
     ],
-    ["samplers.ode", "samplers.predictor_corrector"],
+    ["samplers.ode", "samplers.predictor_corrector", "models.classifier"],
+    ["evaluation.classifier"],
     ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],
     ["models.ncsn", "models.ncsnv2", "models.mlp", "models.inception", "training"],
     ["models.official", "fitting", "sampling", "evaluation.objective", "evaluation.densities"],
@@ -101,7 +103,7 @@ def test_the_modules_of_the_command_form_no_circle():
     ("library", "homes"),
     [
         ("flax", ("models.",)),
-        ("optax", ("training", "cli.")),
+        ("optax", ("training", "evaluation.classifier", "cli.")),
         ("orbax", ("checkpoint",)),
         ("diffrax", ("likelihood",)),
         ("tqdm", ("progress",)),

@@ -88,7 +88,7 @@ def _square(x: Array, axes: tuple[int, ...]) -> Losses:
 
 
 class DataMoments(NamedTuple):
-    """What diagnostics and calibration know of the data, in the unit of the network.
+    """Moments and range of the data, in the unit of the network.
 
     Attributes:
         center: Mean over all values.
@@ -141,7 +141,7 @@ def gaussian_score_norm(sigmas: Any, eigenvalues: Any) -> Float[np.ndarray, "lev
 
 def diagnose(
     observed: Sequence[ChainValues], data: DataMoments, dimension: int
-) -> list[dict[str, float | None]]:
+) -> list[dict[str, Any]]:
     """The diagnostics of each level, over all chains.
 
     Args:
@@ -183,7 +183,7 @@ def _defined(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def warnings_of(rows: Sequence[dict[str, float | None]]) -> list[str]:
+def warnings_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """One sentence for each kind of value that is far from that of a healthy run.
 
     A sentence names the first and the worst level.
