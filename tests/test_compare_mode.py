@@ -41,7 +41,7 @@ def write_run(folder, config, state=None, scale=1.0):
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(20, state._replace(ema_params=params, step=np.int32(20)))
     checkpoints.wait()
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
