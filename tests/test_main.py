@@ -222,6 +222,7 @@ VALUES = {
     "noise": "0.1",
     "method": "dps",
     "guidance": "2",
+    "draws": "2",
 }
 
 
@@ -255,6 +256,7 @@ READ = {
     "interpolate": {"sampling.step_size"},
     "export": {"sampling.num_steps", "seed"},
     "figures": {"sampling.batch_size", "seed"},
+    "compare": {"seed"},
     "schedule": {"data.path", "noise.sigma_min", "sampling.num_steps", "seed"},
     "import": {"training.num_steps", "data.size", "sampling.step_size"},
 }
@@ -267,6 +269,7 @@ NOT_READ = {
     "interpolate": {"optim.clip_norm"},
     "export": {"loss.levels", "optim.beta2"},
     "figures": {"training.batch_size"},
+    "compare": {"loss.name", "training.batch_size", "data.path", "sampling.num_steps"},
     "schedule": {"noise.num_levels", "noise.sigma_max", "model.width", "optim.beta1"},
 }
 
@@ -395,9 +398,9 @@ BAD_INPUT = {
     "unknown mode": (
         ["--mode=tran"],
         "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
-        "export, figures, schedule or import",
+        "export, figures, compare, schedule or import",
     ),
-    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
+    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir or"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),
     "no workdir": (["--workdir="], "--workdir= must be a non-empty text"),
     "no config": (["--config="], "--config= must be a non-empty text"),
