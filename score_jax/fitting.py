@@ -143,10 +143,8 @@ def fit(
     """
     devices = tuple(devices or jax.local_devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)
-    _check_best(keep_best, best_by, held_out)
-    if keep_best and workdir is not None:
-        best = _KeepBest(workdir, keep_best, best_by, eval_every, metadata)
-        callbacks = [*callbacks, (eval_every, best)]
+    best = _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata)
+    callbacks = [*callbacks, *best]
     intervals = {
         "log_every": log_every,
         "eval_every": eval_every,
@@ -302,18 +300,25 @@ def _check_numbers(seed: int, **counts: int) -> None:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
 
 
-def _check_best(keep_best: int, best_by: Callable | None, held_out: Examples | None) -> None:
-    """Raises a ValueError if best checkpoints cannot be chosen."""
+def _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata) -> list:
+    """The callback that saves the best states, if any are kept; takes the arguments of `fit`.
+
+    Raises:
+        ValueError: If keep_best is no count, or there is no measure.
+    """
     if isinstance(keep_best, bool) or int(keep_best) != keep_best or keep_best < 0:
         raise ValueError(f"keep_best={keep_best} must be a whole number of at least 0")
     if keep_best and best_by is None and held_out is None:
         raise ValueError(
             f"keep_best={keep_best} needs a measure: give held_out examples, or best_by"
         )
+    if workdir is None or not keep_best:
+        return []
+    return [(eval_every, _KeepBest(workdir, keep_best, best_by, eval_every, metadata))]
 
 
 class _KeepBest:
-    """The callback that saves the best states; it takes the arguments of `fit`."""
+    """The callback that saves a state if its measure is among the smallest."""
 
     def __init__(
         self,
