@@ -5,6 +5,7 @@ at_sigmas(score_fn, sigmas, others):    (x, level) -> score, with levels that in
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,14 +69,14 @@ def continuous(
 def at_sigmas(
     score_fn: Callable[..., Array],
     sigmas: Sigmas | Sequence[float],
-    others: Sigmas | Sequence[float],
+    others: Any,
 ) -> Callable[..., Array]:
     """The score function for other noise levels, by `continuous`.
 
     Args:
         score_fn: (x, level) -> score, or (x, level, label) -> score.
         sigmas: The levels of `score_fn`, decreasing.
-        others: The levels that the result knows, decreasing.
+        others: The levels that the result knows, an array or numbers, decreasing.
 
     Returns:
         A score function of the same arguments, whose levels index `others`; a pytree with the

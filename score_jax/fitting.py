@@ -143,6 +143,8 @@ def fit(
     """
     devices = tuple(devices or jax.local_devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)
+    best = _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata)
+    callbacks = [*callbacks, *best]
     intervals = {
         "log_every": log_every,
         "eval_every": eval_every,
@@ -159,13 +161,11 @@ def fit(
         **intervals,
     )
     check_divides(batch_size, len(devices))
-    _check_best(keep_best, best_by, held_out)
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
     checkpoints = None
     if workdir is not None:
         checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
-    best = _best_checkpoints(workdir, keep_best, best_by)
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
     first = done = int(state.step)
@@ -211,20 +211,15 @@ def fit(
                 log.add_losses(done, checkpoints)
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
-            stored = {**(metadata or {}), "run": facts}
-            if best is not None and (done % eval_every == 0 or done == num_steps):
-                report = log.report(done, num_steps, state)
-                best.offer(done, (best_by or _last_held_out_loss)(report), state, stored)
             if due["checkpoint_every"] and checkpoints is not None:
-                checkpoints.save(done, state, stored)
+                checkpoints.save(done, state, {**(metadata or {}), "run": facts})
             for i, (_, callback) in enumerate(callbacks):
                 if due[f"callbacks[{i}]"]:
                     callback(log.report(done, num_steps, state))
             bar.update(done, loss=log.last_loss(metrics))
     batches.close()
-    for kept in (checkpoints, best):
-        if kept is not None:
-            kept.wait()
+    if checkpoints is not None:
+        checkpoints.wait()
     return first_replica(state)
 
 
@@ -305,30 +300,52 @@ def _check_numbers(seed: int, **counts: int) -> None:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
 
 
-def _check_best(keep_best: int, best_by: Callable | None, held_out: Examples | None) -> None:
-    """Raises a ValueError if best checkpoints cannot be chosen."""
+def _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata) -> list:
+    """The callback that saves the best states, if any are kept; takes the arguments of `fit`.
+
+    Raises:
+        ValueError: If keep_best is no count, or there is no measure.
+    """
     if isinstance(keep_best, bool) or int(keep_best) != keep_best or keep_best < 0:
         raise ValueError(f"keep_best={keep_best} must be a whole number of at least 0")
     if keep_best and best_by is None and held_out is None:
         raise ValueError(
             f"keep_best={keep_best} needs a measure: give held_out examples, or best_by"
         )
-
-
-def _last_held_out_loss(report: Report) -> float:
-    return report.held_out_losses[-1][1]
-
-
-def _best_checkpoints(
-    workdir: str | Path | None, keep_best: int, best_by: Callable | None
-) -> BestCheckpoints | None:
-    """The best checkpoints of a run; None if none are kept."""
     if workdir is None or not keep_best:
-        return None
-    measure = "held_out_loss"
-    if best_by is not None:
-        measure = getattr(best_by, "__name__", type(best_by).__name__)
-    return BestCheckpoints(Path(workdir).expanduser() / "best", keep_best, measure)
+        return []
+    return [(eval_every, _KeepBest(workdir, keep_best, best_by, eval_every, metadata))]
+
+
+class _KeepBest:
+    """The callback that saves a state if its measure is among the smallest."""
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep_best: int,
+        best_by: Callable[[Report], float] | None,
+        eval_every: int,
+        metadata: Mapping[str, Any] | None,
+    ):
+        measure = "held_out_loss"
+        if best_by is not None:
+            measure = getattr(best_by, "__name__", type(best_by).__name__)
+        folder = Path(workdir).expanduser() / "best"
+        self._checkpoints = BestCheckpoints(folder, keep_best, measure)
+        self._best_by = best_by
+        self._eval_every = eval_every
+        self._metadata = metadata
+
+    def __call__(self, report: Report) -> None:
+        # A run that is stopped at another step must keep the same states as one that is not.
+        if report.step % self._eval_every and report.step != report.num_steps:
+            return
+        value = report.held_out_losses[-1][1] if report.held_out_losses else float("nan")
+        if self._best_by is not None:
+            value = float(self._best_by(report))
+        self._checkpoints.offer(report.step, value, report.state, self._metadata)
+        self._checkpoints.wait()
 
 
 def _facts(trainer: Trainer, train: Examples, seed: int, batch_size: int) -> dict[str, Any]:

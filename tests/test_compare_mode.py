@@ -4,28 +4,56 @@ import functools
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import finished_perceptron, perceptron, run_command, train, tree
+from runs import (
+    finished_perceptron,
+    make_command,
+    opened,
+    perceptron,
+    run_command,
+    saved_config,
+    tree,
+)
 
+from score_jax.checkpoint import Checkpoints
 from score_jax.cli import compare
 from score_jax.cli.flags import parse
+from score_jax.cli.run import open_run
 from score_jax.evaluation.densities import Likelihood
+from score_jax.fitting import initial_params
+
+
+def write_run(folder, config, state=None, scale=1.0):
+    """Writes a workdir without training; the parameters are new ones unless a state is given."""
+    if state is None:
+        run = open_run(make_command(folder, "train", config), jax.devices()[:1], needs_data=True)
+        label = run.data.train_labels if run.conditional else None
+        x = run.data.train
+        state = run.trainer.init(initial_params(run.trainer, x, label, config["seed"]))
+    rng = np.random.default_rng(0)
+    noisy = [leaf + scale * rng.normal(size=leaf.shape) for leaf in jax.tree.leaves(state[2])]
+    noisy = [np.asarray(leaf, np.float32) for leaf in noisy]
+    params = jax.tree.unflatten(jax.tree.structure(state[2]), noisy)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(20, state._replace(ema_params=params, step=np.int32(20)))
+    checkpoints.wait()
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two seeds of one config, another range of noise levels, and one that is hardly trained."""
+    """A trained run, one almost like it, another range of noise levels, and a worse one."""
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(finished_perceptron(tmp_path_factory), folder / "a")
-    quick = {"sampling__num_samples": 2, "training__num_steps": 20}
-    assert train(folder / "b", perceptron(seed=1, **quick))
+    state = opened(folder / "a").state
+    write_run(folder / "b", perceptron(seed=1), state, scale=1e-3)
     other = {"noise__num_levels": 5, "noise__sigma_max": 0.8, "noise__sigma_min": 0.02}
-    assert train(folder / "other", perceptron(**quick, **other))
-    slow = {"optim__learning_rate": 1e-9}
-    assert train(folder / "worse", perceptron(**quick, **slow))
+    write_run(folder / "other", perceptron(**other), state, scale=1e-3)
+    write_run(folder / "worse", perceptron(), state, scale=1.0)
     return folder
 
 
@@ -120,7 +148,7 @@ def conditional(sigmas, num_classes):
 
 def test_conditional_networks_receive_their_labels(runs, command, tmp_path, capsys):
     labels = {"data__labels": True, "model": {"name": "test_compare_mode:conditional"}}
-    assert train(tmp_path / "c", perceptron(sampling__num_samples=2, **labels))
+    write_run(tmp_path / "c", perceptron(**labels))
     output = tmp_path / "out"
     found = compared(command, output, [runs / "a", tmp_path / "c"], "--draws=1", "--number=16")
     assert found["given_labels"] == [False, True]
@@ -167,12 +195,11 @@ def test_the_exact_error_is_computed_where_the_density_is_known(command, tmp_pat
         "noise__sigma_max": 5.0,
         "noise__sigma_min": 0.5,
         "sampling__step_size": 0.01,
-        "sampling__num_samples": 2,
         "sampling__num_frames": 0,
     }
     folders = [tmp_path / "a", tmp_path / "b"]
     for seed, folder in enumerate(folders):
-        assert train(folder, perceptron(seed=seed, **toy))
+        write_run(folder, perceptron(seed=seed, **toy))
     found = compared(command, tmp_path / "out", folders, "--number=2000", "--draws=2")
     dsm, exact = found["objectives"]
     assert (dsm["name"], exact["name"]) == ("dsm", "exact")
@@ -210,7 +237,7 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_sentence(runs, command,
     message = refused(command, f"--workdirs={a},{empty}", out)
     assert f"--workdirs={empty} holds no checkpoint" in message
     shutil.copytree(b, tmp_path / "logit")
-    config = json.loads((b / "config.json").read_text())
+    config = saved_config(b)
     config["data"]["logit"] = True
     (tmp_path / "logit" / "config.json").write_text(json.dumps(config))
     message = refused(command, f"--workdirs={a},{tmp_path / 'logit'}", out)
@@ -226,10 +253,10 @@ def test_files_with_other_examples_are_refused(command, tmp_path):
         held_out = x[50:] if folder.name != "differing" else x[40:50]
         np.savez(tmp_path / f"{folder.name}.npz", train=x[:40], held_out=held_out)
     own = {"data__source": "npz", "data__path": str(tmp_path / "same.npz")}
-    assert train(folders[0], perceptron(sampling__num_samples=2, **own))
+    write_run(folders[0], perceptron(**own))
     for folder in folders[1:]:
         shutil.copytree(folders[0], folder)
-        config = json.loads((folder / "config.json").read_text())
+        config = saved_config(folder)
         config["data"]["path"] = str(tmp_path / f"{folder.name}.npz")
         (folder / "config.json").write_text(json.dumps(config))
     out = f"--workdir={tmp_path / 'out'}"

@@ -222,6 +222,7 @@ VALUES = {
     "noise": "0.1",
     "method": "dps",
     "guidance": "2",
+    "draws": "2",
 }
 
 
@@ -257,6 +258,7 @@ READ = {
     "metrics": {"data.path", "noise.sigma_min", "model.width"},
     "stats": {"data.path", "data.size"},
     "figures": {"sampling.batch_size", "seed"},
+    "compare": {"seed"},
     "schedule": {"data.path", "noise.sigma_min", "sampling.num_steps", "seed"},
     "import": {"training.num_steps", "data.size", "sampling.step_size"},
 }
@@ -271,6 +273,7 @@ NOT_READ = {
     "metrics": {"training.batch_size", "optim.beta1"},
     "stats": {"training.batch_size", "loss.levels"},
     "figures": {"training.batch_size"},
+    "compare": {"loss.name", "training.batch_size", "data.path", "sampling.num_steps"},
     "schedule": {"noise.num_levels", "noise.sigma_max", "model.width", "optim.beta1"},
 }
 
@@ -401,7 +404,7 @@ BAD_INPUT = {
         "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
         "export, metrics, stats, figures, compare, schedule or import",
     ),
-    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
+    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir or"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),
     "no workdir": (["--workdir="], "--workdir= must be a non-empty text"),
     "no config": (["--config="], "--config= must be a non-empty text"),

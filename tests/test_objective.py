@@ -131,7 +131,7 @@ def test_common_sigmas_cover_the_range_that_all_levels_share():
     assert f"{inside} levels from 1 to 0.1" in note
     single, _ = common_sigmas([np.float32([0.5]), ours])
     np.testing.assert_array_equal(single, np.float32([0.5]))
-    with pytest.raises(ValueError, match=r"no range in common: one network begins at 0\.05"):
+    with pytest.raises(ValueError, match="no range in common: one network begins at"):
         common_sigmas([ours, np.float32([0.05, 0.01])])
 
 
