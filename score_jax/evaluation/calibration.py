@@ -82,7 +82,7 @@ def gaussian_residual(sigmas: Any, eigenvalues: Any) -> Float[np.ndarray, "level
 
 
 def calibrate(
-    found: Residuals, sigmas: Sequence[float], eigenvalues: np.ndarray | None = None
+    found: Residuals, sigmas: Sigmas, eigenvalues: np.ndarray | None = None
 ) -> list[dict[str, Any]]:
     """The calibration of each level.
 
@@ -148,7 +148,7 @@ def _bias(residual: np.ndarray, sigma: float) -> tuple[float, float | None]:
     return float(sigma * np.sqrt(excess)), float(sigma * np.sqrt(noise))
 
 
-def calibration_warnings(rows: Sequence[dict[str, Any]], sigmas: Sequence[float]) -> list[str]:
+def calibration_warnings(rows: Sequence[dict[str, Any]], sigmas: Sigmas) -> list[str]:
     """One sentence for every level at which the network fails a test of calibration."""
     found = []
     for level, (row, sigma) in enumerate(zip(rows, np.asarray(sigmas), strict=True)):

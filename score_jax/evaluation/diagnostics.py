@@ -77,7 +77,7 @@ class ChainObserver:
             sigma=jnp.full(len(step.x), step.sigma, jnp.float32),
             score=score,
             drift=_square(step.drift, axes),
-            random=jnp.broadcast_to(_square(step.random, axes), score.shape),
+            random=_square(step.random, axes),
             outside=outside,
             spread=_square(step.x - self.center, axes),
         )
@@ -189,12 +189,15 @@ def warnings_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     A sentence names the first and the worst level.
     """
     found = []
-    too_wide = [(row["spread"] or 1.0) - 1 for row in rows]
-    too_large = [(row["score_norm"] or 1.0) - 1 for row in rows]
-    too_small = [
-        1 - row["score_norm"] / row["score_norm_expected"] if row["score_norm"] else 0.0
+    too_wide = [row["spread"] - 1 if row["spread"] is not None else 0.0 for row in rows]
+    norms = [
+        (row["score_norm_expected"], row["score_norm"])
+        if row["score_norm"] is not None
+        else (1.0, 1.0)
         for row in rows
     ]
+    too_large = [norm - 1 for _, norm in norms]
+    too_small = [1 - norm / expected for expected, norm in norms]
     outside = [row["out_of_range"] or 0.0 for row in rows]
     kinds = (
         (too_wide, TOO_FAR, "spread", "chains spread more than perturbed data: the steps are too "

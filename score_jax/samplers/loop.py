@@ -156,7 +156,7 @@ def anneal(
         end = update(x, score, noise, level, n).astype(x.dtype)
         if observe is None:
             return end, None
-        random = noise_scale(level, n) * noise
+        random = jnp.broadcast_to(noise_scale(level, n) * noise, x.shape)
         step = Step(x, score, sigmas[score_level], end - x - random, random, n)
         return end, observe(step)
 
