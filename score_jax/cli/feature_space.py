@@ -14,6 +14,7 @@ import numpy as np
 
 from score_jax.cli import workdir
 from score_jax.cli.names import resolve
+from score_jax.cli.table import is_own
 from score_jax.data.dataset import Dataset, in_memory
 from score_jax.data.transforms import rescale
 from score_jax.evaluation.classifier import (
@@ -126,26 +127,27 @@ def quantized(x: np.ndarray, num_values: int | None, dequantized: bool) -> np.nd
 
 
 def choose_space(
-    data: Dataset,
+    data: Dataset | None,
     name: str | None,
     weights: str | None,
     devices: Sequence[jax.Device],
     cache: Path | None,
+    shape: tuple[int, ...],
 ) -> Space:
     """The feature function of a name; trains the classifier if it is not in the cache.
 
     Args:
-        data: The data set, with its labels.
+        data: The data set, with its labels; None if it is not needed.
         name: Name as in `FEATURES`, or a dotted path; None takes the classifier.
         weights: File of Inception's weights.
         devices: Devices that train.
         cache: Folder in which classifiers are kept; None keeps none.
+        shape: Shape of one sample.
 
     Raises:
         ValueError: If the features cannot be computed for these data.
         OSError: If a file cannot be read.
     """
-    check_space(data, name, weights)
     if name == "inception":
         from score_jax.models.inception import inception_features
         from score_jax.models.inception_weights import read_inception
@@ -156,15 +158,29 @@ def choose_space(
     if name == "pixels":
         return Space("pixels", flat_pixels, "pixels")
     if name not in (None, "classifier"):
-        function = resolve(FEATURES, name, "features")
-        return Space(name, function, name, compiled=_is_traceable(function, data))
+        try:
+            function = resolve(FEATURES, name, "features")
+        except ValueError as error:
+            raise ValueError(str(error).replace("config.features", "--features")) from error
+        return Space(name, function, name, compiled=_is_traceable(function, shape))
     trained, fingerprint, found = _classifier(data, devices, cache)
     return Space("classifier", classifier_features(trained), fingerprint, found)
 
 
-def check_space(data: Dataset, name: str | None, weights: str | None) -> None:
-    """Raises a ValueError if features cannot be computed for these data."""
-    is_image = len(data.train.shape) == 4
+def needs_data(name: str | None) -> bool:
+    """True if a feature function is trained on the data set."""
+    return name in (None, "classifier")
+
+
+def check_space(
+    data: Dataset | None, name: str | None, weights: str | None, shape: tuple[int, ...]
+) -> None:
+    """Raises a ValueError if features of examples of this shape cannot be computed."""
+    if name is not None and name not in FEATURES and not is_own(name):
+        raise ValueError(
+            f"--features={name} must be {', '.join(FEATURES)}, or your own as package.module:name"
+        )
+    is_image = len(shape) == 3
     if weights is not None and name != "inception":
         raise ValueError(f"--weights={weights} is used with --features=inception alone")
     if name == "inception":
@@ -172,17 +188,17 @@ def check_space(data: Dataset, name: str | None, weights: str | None) -> None:
             need = "images" if weights else "its weights: --weights=FILE (.pth or .npz)"
             raise ValueError(f"--features=inception needs {need}")
         return
-    if name in (None, "classifier") and (data.train_labels is None or not is_image):
+    if needs_data(name) and (data.train_labels is None or not is_image):
         raise ValueError(
             "--features=classifier needs labelled images, which these data are not: choose "
             "--features=pixels, --features=inception, or your own as package.module:name"
         )
 
 
-def _is_traceable(function: Callable, data: Dataset) -> bool:
-    """True if a function of images is made of JAX operations."""
+def _is_traceable(function: Callable, shape: tuple[int, ...]) -> bool:
+    """True if a function of examples of this shape is made of JAX operations."""
     try:
-        jax.eval_shape(function, np.zeros((2, *data.train.shape[1:]), np.float32))
+        jax.eval_shape(function, np.zeros((2, *shape), np.float32))
     except Exception:  # A user's function may raise anything; calling it reports it.
         return False
     return True
@@ -245,7 +261,7 @@ def _read_classifier(
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as content:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             facts = json.loads(str(content["facts"]))
             leaves = [content[str(i)] for i in range(len(content.files) - 1)]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):

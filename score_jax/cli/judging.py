@@ -56,7 +56,9 @@ class RunJudge:
                     held_out_labels=source.held_out_labels,
                     num_classes=source.num_classes,
                 )
-            self._prepared = quality.judge(data, run.config, run.devices, number=self.number)
+            self._prepared = quality.judge(
+                data, run.config, run.devices, number=self.number, shape=run.shape
+            )
         return self._prepared
 
     def of_samples(self, x: np.ndarray) -> dict[str, Estimate]:

@@ -24,6 +24,7 @@ from score_jax.cli.feature_space import (
     check_space,
     choose_space,
     described,
+    needs_data,
     quantized,
 )
 from score_jax.cli.flags import Command
@@ -95,11 +96,12 @@ def labelled_data(config: Mapping[str, Any]) -> Dataset:
 
 
 def judge(
-    data: Dataset,
+    data: Dataset | None,
     config: Mapping[str, Any],
     devices: Sequence[jax.Device],
     *,
     number: int,
+    shape: tuple[int, ...],
     features: str | None = None,
     weights: str | None = None,
     reference: str | None = None,
@@ -108,10 +110,12 @@ def judge(
     """Prepares the judgement of `number` samples.
 
     Args:
-        data: The data set with its labels, as from `labelled_data`.
+        data: The data set with its labels, as from `labelled_data`; None if neither the features
+            nor the reference need it.
         config: The config.
         devices: Devices that share the work.
         number: Number of samples, for which the floor is computed.
+        shape: Shape of one sample.
         features: Features to compare in; None for the classifier's.
         weights: File of Inception's weights.
         reference: "held_out", "train" or a path; None takes the held-out examples, and the
@@ -122,13 +126,14 @@ def judge(
         ValueError: If the features or the reference do not fit the data.
         OSError: If a file is missing.
     """
-    space = choose_space(data, features, weights, devices, cache_folder())
-    name = reference or ("train" if space.name == "inception" else "held_out")
-    splits = {"held_out": Pixels(data, data.held_out), "train": Pixels(data, data.train)}
+    space = choose_space(data, features, weights, devices, cache_folder(), shape)
+    name = reference or default_reference(features)
+    splits = {}
     if name in SPLITS:
+        splits = {"held_out": Pixels(data, data.held_out), "train": Pixels(data, data.train)}
         found = _reference(name, splits[name], space, devices, progress)
     else:
-        found = _read_reference(name, data, space, devices, progress)
+        found = _read_reference(name, shape, space, devices, progress)
 
     # The floor is the same comparison with real examples that the reference does not hold.
     floor, floor_number = {}, 0
@@ -144,7 +149,7 @@ def judge(
         reference=found,
         floor=floor,
         floor_number=floor_number,
-        num_values=data.num_values,
+        num_values=data.num_values if data else None,
         dequantized=config["data"]["dequantize"],
         devices=devices,
     )
@@ -164,8 +169,13 @@ def _reference(
     return Reference(name, len(x), outputs, moments(chunks))
 
 
+def default_reference(features: str | None) -> str:
+    """The reference of a kind of features: for Inception that of publications."""
+    return "train" if features == "inception" else "held_out"
+
+
 def _read_reference(
-    path: str, data: Dataset, space: Space, devices: Sequence[jax.Device], progress: bool
+    path: str, shape: tuple[int, ...], space: Space, devices: Sequence[jax.Device], progress: bool
 ) -> Reference:
     """A reference from a file of statistics, or from images."""
     file = Path(path)
@@ -177,7 +187,7 @@ def _read_reference(
             raise ValueError(f"--reference={path} cannot be read ({error})") from error
         if {"mu", "sigma"} <= set(arrays):
             return _from_statistics(path, arrays, space)
-    x = read_samples(path, "reference", data)
+    x = read_samples(path, "reference", None if space.name == "inception" else shape)
     return _reference(path, x, space, devices, progress)
 
 
@@ -201,26 +211,29 @@ def _from_statistics(path: str, arrays: Mapping[str, np.ndarray], space: Space) 
     return Reference(path, count, outputs, Moments(count, mean, covariance))
 
 
-def read_samples(path: str, flag: str, data: Dataset) -> np.ndarray:
-    """Samples of a file or folder as floats, in [0, 1] if the data are pixels.
+def read_samples(path: str, flag: str, shape: tuple[int, ...] | None) -> np.ndarray:
+    """Samples of a file or folder as floats; images in [0, 1].
 
-    Image files are cropped and resized like the data only if their size differs.
+    Args:
+        path: As in `data.image_sets.read_images`.
+        flag: Name of the flag that gives the path.
+        shape: Shape that they must have; None for any.
 
     Raises:
-        ValueError: If they do not have the shape of the data, or are not in [0, 1].
+        ValueError: If they have another shape, or images are not in [0, 1].
         OSError: If the file is missing.
     """
-    shape = tuple(data.train.shape[1:])
-    transform = ImageTransform(channels=shape[-1] if len(shape) == 3 else None)
+    channels = shape[-1] if shape and len(shape) == 3 else None
     try:
-        x = read_images(path, transform)
+        x = read_images(path, ImageTransform(channels=channels if channels in (1, 3) else None))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--{flag}={path} is not there: {error}") from error
-    if len(shape) == 3 and x.shape[1:] == shape[:2] and shape[2] == 1:
+    grey = len(x.shape) == 3 and (shape is None or (len(shape) == 3 and shape[-1] == 1))
+    if isinstance(x, np.ndarray) and grey:
         x = x[..., None]
-    if x.shape[1:] != shape:
+    if shape is not None and x.shape[1:] != shape:
         raise ValueError(
-            f"--{flag}={path} holds examples {list(x.shape[1:])}, but those of the data are "
+            f"--{flag}={path} holds examples {list(x.shape[1:])}, but those to compare with are "
             f"{list(shape)}"
         )
     if len(x) < FEWEST:
@@ -231,7 +244,7 @@ def read_samples(path: str, flag: str, data: Dataset) -> np.ndarray:
     x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise ValueError(f"--{flag}={path} holds values that are not finite")
-    if data.num_values is not None and not -1e-3 <= x.min() <= x.max() <= 1 + 1e-3:
+    if x.ndim == 4 and not -1e-3 <= x.min() <= x.max() <= 1 + 1e-3:
         raise ValueError(
             f"--{flag}={path} holds values from {x.min():.3g} to {x.max():.3g}, but images must "
             "be uint8, or floating-point in [0, 1]"
@@ -249,8 +262,10 @@ def metrics_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     # Check everything before anything is computed.
     validate(command.config)
     options, folder = command.options, Path(command.workdir)
-    data = labelled_data(command.config)
-    check_space(data, options.features, options.weights)
+    data, any_shape = None, options.features == "inception"
+    reference = options.reference or default_reference(options.features)
+    if needs_data(options.features) or reference in SPLITS:
+        data = labelled_data(command.config)
     path = options.samples or str(folder / "samples.npz")
     if options.samples is None and not Path(path).is_file():
         raise FileNotFoundError(
@@ -259,7 +274,9 @@ def metrics_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         )
     workdir.read_json(folder / "quality.json")
     workdir.check_writable(folder, 1_000_000)
-    x = read_samples(path, "samples", data)[: options.number]
+    shape = None if any_shape or data is None else tuple(data.train.shape[1:])
+    x = read_samples(path, "samples", shape)[: options.number]
+    check_space(data, options.features, options.weights, x.shape[1:])
     if len(x) < FEWEST:
         raise ValueError(f"--number={options.number} must be at least {FEWEST}")
 
@@ -269,6 +286,7 @@ def metrics_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         command.config,
         devices,
         number=len(x),
+        shape=x.shape[1:],
         features=options.features,
         weights=options.weights,
         reference=options.reference,
@@ -361,19 +379,23 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     """
     validate(command.config)
     options, folder = command.options, Path(command.workdir)
-    data = labelled_data(command.config)
-    check_space(data, options.features, options.weights)
     split = options.reference or "train"
+    data = None
+    if needs_data(options.features) or split in SPLITS:
+        data = labelled_data(command.config)
     kind = (options.features or "classifier").rpartition(":")[2]
     source = split if split in SPLITS else Path(split).stem
     settings = {"features": options.features or "classifier", "reference": split}
     name = workdir.output_name(folder, f"stats_{kind}_{source}", options.name, settings)
     workdir.check_writable(folder, 50_000_000)
-    splits = {"held_out": data.held_out, "train": data.train}
-    own = split not in SPLITS
-    x = read_samples(split, "reference", data) if own else Pixels(data, splits[split])
+    if split in SPLITS:
+        x = Pixels(data, data.train if split == "train" else data.held_out)
+    else:
+        x = read_samples(split, "reference", data and tuple(data.train.shape[1:]))
+    check_space(data, options.features, options.weights, x.shape[1:])
 
-    space = choose_space(data, options.features, options.weights, devices, cache_folder())
+    shape, cache = x.shape[1:], cache_folder()
+    space = choose_space(data, options.features, options.weights, devices, cache, shape)
     reference = _reference(split, x, space, devices, True)
     folder.mkdir(parents=True, exist_ok=True)
     # Examples evenly spread over the set, which can be sorted by class.

@@ -77,22 +77,30 @@ def _lazily(file: Path, found: list[tuple[str, Any]], read, transform) -> LazyIm
     return lazy_images(decode, lambda i: f"{file}: {images[i][0]}", len(images))
 
 
+def _load(file: Path) -> Any:
+    """The content of an .npz or .npy."""
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file} cannot be read as arrays ({error})") from error
+
+
+def _name(file: Path, names: list[str]) -> str:
+    """The name of the array of images."""
+    known = [name for name in NAMES if name in names] or names
+    if not known or (known[0] not in NAMES and len(known) > 1):
+        raise ValueError(
+            f"it holds {', '.join(names) or 'no array'}: name the array of images `samples`"
+        )
+    return known[0]
+
+
 def _array(file: Path) -> np.ndarray:
     """The array of images of an .npz or .npy."""
+    content = _load(file)
     try:
-        content = np.load(file, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            x = content
-        else:
-            with content:
-                names = [name for name in NAMES if name in content.files] or content.files
-                if not names or (names[0] not in NAMES and len(names) > 1):
-                    raise ValueError(
-                        f"{file} holds {', '.join(content.files) or 'no array'}: name the array "
-                        "of images `samples`"
-                    )
-                x = content[names[0]]
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        x = content if isinstance(content, np.ndarray) else content[_name(file, content.files)]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{file} cannot be read as arrays ({error})") from error
     if x.ndim < 2 or not len(x) or not (x.dtype == np.uint8 or x.dtype.kind == "f"):
         raise ValueError(

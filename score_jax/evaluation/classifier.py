@@ -102,7 +102,7 @@ def train_classifier(
 
         return jax.lax.scan(one_step, state, (images, labels))
 
-    params = jax.jit(initial_classifier, static_argnums=(0, 1))(x.shape[1:], num_classes, seed)
+    params = jax.jit(initial_classifier, static_argnums=(0, 1, 2))(x.shape[1:], num_classes, seed)
     state = replicate((params, optimizer.init(params)), devices)
     program = pmap(steps, devices, (None, 0, 0), None, donate=(0,))
     announce(f"training a classifier of {num_classes} classes, {num_steps} steps ...", progress)
