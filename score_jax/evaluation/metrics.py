@@ -331,7 +331,7 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def resample_counts(number: int, num_resamples: int, seed: int) -> Int[np.ndarray, "resamples n"]:
-    """How often each of `number` examples is drawn in bootstrap resamples of the same size."""
+    """Number of draws of each of `number` examples in bootstrap resamples of the same size."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(number, np.full(number, 1 / number), num_resamples)
 
