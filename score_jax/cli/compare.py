@@ -469,7 +469,8 @@ def print_result(result: Result, folders: Sequence[str]) -> None:
             f"{f'{low:.4g} to {high:.4g}':>22} {each.p_value:6.2g}  "
             f"{_short_verdict(each, letters)}"
         )
-    announce(f"the intervals of all {len(found.pairs)} pairs hold together with {percent}")
+    if len(found.pairs) > 1:
+        announce(f"the intervals of all {len(found.pairs)} pairs hold together with {percent}")
     for pair in found.pairs:
         a, b = (letters[folder] for folder in pair.runs)
         if pair.detectable_percent is not None:
