@@ -225,6 +225,8 @@ def _spread_axis(axes, points: Sequence[tuple[float, float, float]]) -> None:
     width = float(np.median(high - low))
     if width and np.abs(values).max() > 20 * width:
         axes.set_yscale("symlog", linthresh=2 * width)
+        lowest, highest = min(low.min(), 0.0), max(high.max(), 0.0)
+        axes.set_ylim(lowest - max(width, -0.5 * lowest), highest + max(width, 0.5 * highest))
     axes.grid(alpha=0.3)
 
 
