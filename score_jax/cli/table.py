@@ -351,7 +351,7 @@ _TABLE = (
     _count(
         "training.metric_samples",
         1000,
-        "Number of samples in metrics; 0 computes none.",
+        "Number of samples in metrics; 0 leaves them out.",
         low=0,
         before=0,
     ),
