@@ -255,6 +255,7 @@ READ = {
     "interpolate": {"sampling.step_size"},
     "export": {"sampling.num_steps", "seed"},
     "figures": {"sampling.batch_size", "seed"},
+    "report": {"data.path"},
     "schedule": {"data.path", "noise.sigma_min", "sampling.num_steps", "seed"},
     "import": {"training.num_steps", "data.size", "sampling.step_size"},
 }
@@ -267,6 +268,7 @@ NOT_READ = {
     "interpolate": {"optim.clip_norm"},
     "export": {"loss.levels", "optim.beta2"},
     "figures": {"training.batch_size"},
+    "report": {"loss.name", "sampling.num_steps", "optim.beta1"},
     "schedule": {"noise.num_levels", "noise.sigma_max", "model.width", "optim.beta1"},
 }
 
@@ -395,7 +397,7 @@ BAD_INPUT = {
     "unknown mode": (
         ["--mode=tran"],
         "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
-        "export, figures, schedule or import",
+        "export, figures, report, schedule or import",
     ),
     "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir?"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),

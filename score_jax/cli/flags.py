@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,7 @@ class Options(NamedTuple):
         name: Stem of the files to write.
         subsample: Number of training images to compare.
         write: Path of the config to write.
+        workdirs: Folders of the runs, separated by commas.
     """
 
     checkpoint: str | None = None
@@ -62,6 +64,7 @@ class Options(NamedTuple):
     name: str | None = None
     subsample: int | None = None
     write: str | None = None
+    workdirs: str | None = None
 
 
 class Command(NamedTuple):
@@ -96,7 +99,7 @@ def parse(arguments: Sequence[str]) -> Command | None:
         ValueError: With one sentence, for anything that cannot be understood.
         OSError: If a file cannot be read.
     """
-    values = _parsed(arguments)
+    values = _parsed(_translated(arguments))
     if not values["help"].value:
         _check_used(values)
     start, folder = _start(values)
@@ -114,6 +117,24 @@ def parse(arguments: Sequence[str]) -> Command | None:
         dry_run=values["dry_run"].value,
         options=Options(**{name: values[name].value for name in Options._fields}),
     )
+
+
+def _translated(arguments: Sequence[str]) -> list[str]:
+    """The command line with `report a b` written as --mode=report --workdirs=a,b.
+
+    Raises:
+        ValueError: If a folder cannot be listed with others.
+    """
+    if not arguments or arguments[0] != "report":
+        return list(arguments)
+    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments[1:]))
+    for folder in folders:
+        if "," in folder or not folder:
+            raise ValueError(
+                f"report {folder!r}: the name of a folder cannot be empty or contain a comma"
+            )
+    listed = [f"--workdirs={','.join(folders)}"] if folders else []
+    return ["--mode=report", *listed, *arguments[1 + len(folders) :]]
 
 
 class _Parser(flags.ArgumentParser):
@@ -190,9 +211,10 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
     for name in PATHS:
         if values[name].value:
             values[name].value = os.path.expanduser(values[name].value)
-    if values["image"].value:
-        paths = values["image"].value.split(",")
-        values["image"].value = ",".join(os.path.expanduser(path) for path in paths)
+    for name in ("image", "workdirs"):
+        if values[name].value:
+            paths = values[name].value.split(",")
+            values[name].value = ",".join(os.path.expanduser(path) for path in paths)
     return values
 
 
@@ -270,6 +292,8 @@ def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path]:
     if imports and name is None:
         default = importlib.import_module("score_jax.cli.imports").config_for(checkpoint)
     stem = Path((name or default).partition(":")[0]).stem
+    if values["workdirs"].value:
+        stem = "compare"
     folder = Path(values["workdir"].value or Path("runs", stem))
 
     saved = workdir.read_json(folder / "config.json") if name is None else None

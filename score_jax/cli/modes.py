@@ -88,6 +88,13 @@ MODES = {
         ("number",),
         ("seed", "sampling.", *SAME_RUN),
     ),
+    "report": Mode(
+        "score_jax.cli.report:report_mode",
+        "Write report.html: samples, losses, metrics and diagnostics of one run or several.",
+        ("workdirs",),
+        ("data.path",),
+        batches=(),
+    ),
     "schedule": Mode(
         "score_jax.cli.schedule:schedule_mode",
         "Suggest noise levels and a step size for the data at hand.",
@@ -219,6 +226,7 @@ FLAGS = (
         high=MANY,
     ),
     Setting("write", str, None, "Python file to which the suggested config is written."),
+    Setting("workdirs", str, None, "Folders of the runs, separated by commas."),
     Setting("help", bool, False, "Show this text."),
 )
 

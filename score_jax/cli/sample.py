@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from score_jax import sampling
-from score_jax.cli import samples, workdir
+from score_jax.cli import provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.run import naming_step_size, open_run
 from score_jax.progress import announce
@@ -43,5 +43,6 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)
         )
     samples.write(run, name, x, labels, frames, settings, clock.seconds)
+    provenance.record(command, devices, name)
     announce(f"next: {workdir.command_line('--workdir', run.folder, '--mode=evaluate')}")
     return True

@@ -15,9 +15,10 @@ from typing import Any
 import jax
 
 from score_jax import sampling
-from score_jax.cli import images, samples, workdir
+from score_jax.cli import images, provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.names import naming
+from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, naming_step_size, open_run
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
@@ -52,6 +53,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         run = dataclasses.replace(run, state=None)  # `fit` restores it; do not keep it twice.
         run.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(run.folder / "config.json", run.config)
+        provenance.record(command, devices)
         with stop_requested() as stop, Log(run) as log, naming_optimizer(run):
             with naming("training", "data"):
                 state = fit(
@@ -90,6 +92,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
                 score_fn, run.sigmas, label=labels, callbacks=[frames], **run.sampling(number)
             )
         samples.write(run, "samples", x, labels, frames, settings, clock.seconds)
+    if saved != settings or not (run.folder / "report.html").exists():
+        write_report(run.folder, run.data)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
