@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+Number = int | float
+
 MAX_POINTS = 150
 """Largest number of points of a curve; longer ones are averaged in groups."""
 MAX_TICKS = 6
@@ -28,7 +30,7 @@ class Axis(NamedTuple):
     log: bool
     ticks: tuple[float, ...]
 
-    def at(self, value: float) -> float:
+    def at(self, value: Number) -> float:
         """Position of a value along the axis, 0 at its beginning and 1 at its end."""
         low, high = self.low, self.high
         if self.log:
@@ -90,10 +92,10 @@ class Chart(NamedTuple):
 def axis(
     label: str,
     key: str,
-    values: Sequence[float],
+    values: Sequence[Number],
     log: bool = False,
-    include: Sequence[float] = (),
-    margin: float = 0.06,
+    include: Sequence[Number] = (),
+    margin: Number = 0.06,
 ) -> Axis:
     """An axis that holds all values.
 
@@ -110,10 +112,10 @@ def axis(
     log = log and low > 0
     if log:
         first, last = math.log(low), math.log(high)
-        room = margin * (last - first) or 0.5
+        room = margin * (last - first) if last > first else 0.5
         low, high = math.exp(first - room), math.exp(last + room)
         return Axis(label, key, low, high, True, _log_ticks(low, high))
-    room = margin * (high - low) or 0.1 * abs(high) or 1.0
+    room = margin * (high - low) if high > low else 0.1 * abs(high) or 1.0
     low, high = low - room, high + room
     return Axis(label, key, low, high, False, _ticks(low, high))
 
@@ -152,7 +154,7 @@ def averaged(points: Sequence[Point]) -> tuple[Point, ...]:
     )
 
 
-def shown(value: float | None, error: float | None = None) -> str:
+def shown(value: Number | None, error: Number | None = None) -> str:
     """A number with the digits that its error leaves significant; four without an error."""
     if value is None:
         return "–"  # noqa: RUF001
@@ -171,7 +173,7 @@ def shown(value: float | None, error: float | None = None) -> str:
     return _signed(f"{value:.4g}")
 
 
-def shown_error(error: float | None) -> str:
+def shown_error(error: Number | None) -> str:
     """An error with two significant digits; "" without one."""
     if error is None or not math.isfinite(error):
         return ""

@@ -21,6 +21,8 @@ from score_jax.cli.report_data import Part, RunReport, config_rows, read_run, sh
 from score_jax.data.dataset import Dataset
 from score_jax.progress import announce
 
+NO_PART = Part()
+
 
 def report_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     """Writes report.html of one workdir, or one of several side by side; True when done.
@@ -66,7 +68,7 @@ def _write(folder: Path, page: str) -> None:
     announce(f"wrote {folder / 'report.html'} ({len(content) / 1000:.0f} kB)")
 
 
-def render(runs: Sequence[RunReport], comparison: Part = Part()) -> str:
+def render(runs: Sequence[RunReport], comparison: Part = NO_PART) -> str:
     """The page of some runs.
 
     Args:

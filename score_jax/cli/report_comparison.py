@@ -7,7 +7,7 @@ from typing import Any
 from score_jax.cli import workdir
 from score_jax.cli.charts import Chart, Point, Series, axis
 from score_jax.cli.report_data import BROKEN_CONTENT, SIGMA, Part, RunReport, number
-from score_jax.cli.report_images import Missing
+from score_jax.cli.report_images import MissingError
 
 STYLES = ("main", "second", "third", "fourth")
 
@@ -20,7 +20,7 @@ def read_comparison(folder: Path, runs: Sequence[RunReport]) -> dict[str, Any]:
         runs: The runs.
 
     Raises:
-        Missing: If there is none of just these runs, or it is damaged.
+        MissingError: If there is none of just these runs, or it is damaged.
     """
     folders = ",".join(run.folder for run in runs)
     command = workdir.command_line("--mode=compare", "--workdirs", folders, "--workdir", folder)
@@ -28,16 +28,16 @@ def read_comparison(folder: Path, runs: Sequence[RunReport]) -> dict[str, Any]:
     try:
         content = workdir.read_json(file)
     except (ValueError, OSError):
-        raise Missing(f"{file} cannot be read: write it again.", command) from None
+        raise MissingError(f"{file} cannot be read: write it again.", command) from None
     if content is None:
-        raise Missing(f"These runs have not been compared: {file} is missing.", command)
+        raise MissingError(f"These runs have not been compared: {file} is missing.", command)
     try:
         compared = {Path(each).resolve() for each in content["runs"]}
         if compared != {Path(run.folder).resolve() for run in runs}:
-            raise Missing(f"{file} compares other runs.", command)
+            raise MissingError(f"{file} compares other runs.", command)
         return _checked(content)
     except BROKEN_CONTENT as error:
-        raise Missing(
+        raise MissingError(
             f"{file} does not have the expected form ({type(error).__name__}): write it again.",
             command,
         ) from error
@@ -49,7 +49,7 @@ def comparison_part(folder: Path, runs: Sequence[RunReport]) -> Part:
         return Part()
     try:
         return Part(read_comparison(folder, runs))
-    except Missing as missing:
+    except MissingError as missing:
         return Part(None, missing.sentence, missing.command)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from score_jax.cli import report_images, workdir
-from score_jax.cli.charts import Chart, Point, Series, averaged, axis
+from score_jax.cli.charts import Chart, Number, Point, Series, averaged, axis
 from score_jax.cli.provenance import nearest_config
-from score_jax.cli.report_images import BROKEN, Missing
+from score_jax.cli.report_images import BROKEN, MissingError
 from score_jax.cli.settings import completed, flatten
 from score_jax.cli.table import SECTIONS, SETTINGS, written
 from score_jax.data.dataset import Dataset
@@ -165,10 +165,10 @@ def read_run(
 
 
 def part(build: Callable[..., Any], *arguments: Any) -> Part:
-    """The result of a function, or the sentence of the exception `Missing` that it raises."""
+    """The result of a function, or the sentence of the exception `MissingError` that it raises."""
     try:
         return Part(build(*arguments))
-    except Missing as missing:
+    except MissingError as missing:
         return Part(None, missing.sentence, missing.command)
 
 
@@ -192,15 +192,15 @@ def _read(folder: Path, name: str, mode: str) -> tuple[str, dict[str, Any]]:
     """Name and content of a JSON file.
 
     Raises:
-        Missing: If there is no such file, or it is damaged.
+        MissingError: If there is no such file, or it is damaged.
     """
     command = workdir.command_line("--workdir", folder, f"--mode={mode}")
     try:
         content = workdir.read_json(folder / f"{name}.json")
     except (ValueError, OSError):
-        raise Missing(f"{name}.json cannot be read: write it again.", command) from None
+        raise MissingError(f"{name}.json cannot be read: write it again.", command) from None
     if content is None:
-        raise Missing(f"{name}.json is missing.", command)
+        raise MissingError(f"{name}.json is missing.", command)
     return name, content
 
 
@@ -240,7 +240,7 @@ def training(content: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
             series.append(Series(name, key, averaged(points), style))
             last[key] = points[-1]
     if not series:
-        raise Missing("metrics.json holds no losses yet.")
+        raise MissingError("metrics.json holds no losses yet.")
 
     # The steep beginning shall not flatten the rest.
     points = [point for each in series for point in each.points]
@@ -310,7 +310,8 @@ def _level_chart(
     label: str,
     curves: Sequence[tuple[str, str, str]],
     *,
-    at: float | None = None,
+    at: Number | None = None,
+    line: str = "healthy",
     log: bool = False,
 ) -> Chart | None:
     """A chart of quantities per noise level; None if there are none.
@@ -322,6 +323,7 @@ def _level_chart(
         label: Label of the vertical axis.
         curves: (key, name in the legend, style) of each quantity.
         at: Height of a line for the healthy value; None for none.
+        line: Name of that line.
         log: If True, the vertical axis is logarithmic.
     """
     series = [_curve(rows, *curve) for curve in curves]
@@ -331,8 +333,8 @@ def _level_chart(
     sigmas = [point.x for each in series for point in each.points]
     if at is not None:
         ends = (min(sigmas), max(sigmas))
-        healthy_line = Series("healthy", series[0].key, tuple(Point(x, at) for x in ends))
-        series.append(healthy_line._replace(style="healthy"))
+        points = tuple(Point(x, at) for x in ends)
+        series.append(Series(line, series[0].key, points, "healthy"))
     return Chart(
         title,
         f"Healthy: {healthy}",
@@ -383,7 +385,7 @@ def calibration(content: Mapping[str, Any], folder: Path) -> list[Chart]:
     ]
     found = [chart for chart in charts if chart]
     if not found:
-        raise Missing(
+        raise MissingError(
             "evaluation.json holds no calibration, which is there for the denoising objective.",
             workdir.command_line("--workdir", folder, "--mode=evaluate"),
         )
@@ -413,7 +415,7 @@ def quality(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         entries.append({**numbers, **names, "metrics": metrics})
     if not entries:
-        raise Missing("quality.json holds no metrics yet.")
+        raise MissingError("quality.json holds no metrics yet.")
     return entries
 
 
@@ -434,9 +436,11 @@ def diagnostics(content: Mapping[str, Any]) -> dict[str, Any]:
         _level_chart(
             rows,
             "Step-to-noise ratio",
-            "a smooth curve of one order of magnitude; far above 1, steps are too large.",
+            "a smooth curve below 1; steps of Langevin dynamics above 1 are unstable.",
             "step / noise",
             (("step_to_noise", "chains", "main"),),
+            at=1.0,
+            line="limit",
             log=True,
         ),
         _level_chart(

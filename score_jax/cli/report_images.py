@@ -30,6 +30,8 @@ LOSSLESS_BYTES = 60_000
 """Size up to which an image is stored without loss."""
 PICTURE_PIXELS = 1000
 """Largest width of a picture of restored images."""
+PICTURE_ROWS = 8
+"""Largest number of rows of such a picture."""
 PICTURES = 8
 """Largest number of pictures of restored images; the newest are shown."""
 NEIGHBORS = 5
@@ -44,7 +46,7 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile
 """Errors for files that are damaged or not of the expected form."""
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """A part of the report that cannot be shown.
 
     Args:
@@ -145,18 +147,18 @@ def read_samples(folder: Path) -> Samples:
     """The first samples of samples.npz and the chains that led to them.
 
     Raises:
-        Missing: If there is no such file, or it is damaged.
+        MissingError: If there is no such file, or it is damaged.
     """
     file = Path(folder) / "samples.npz"
     command = workdir.command_line("--workdir", folder, "--mode=sample", "--name=samples")
     if not file.is_file():
-        raise Missing("samples.npz is missing: no samples have been drawn.", command)
+        raise MissingError("samples.npz is missing: no samples have been drawn.", command)
     try:
         with np.load(file, allow_pickle=False) as content:
             held = {name: content[name] for name in content.files}
         return _samples(held)
     except BROKEN as error:
-        raise Missing(
+        raise MissingError(
             f"samples.npz cannot be read ({type(error).__name__}): draw the samples again.",
             command,
         ) from error
@@ -275,13 +277,13 @@ def open_data(settings: Mapping[str, Any]) -> Dataset:
     """The data set of a config, with its labels even if the network does not use them.
 
     Raises:
-        Missing: If the data are not at hand.
+        MissingError: If the data are not at hand.
     """
     try:
         return build.open_source(settings)
     except (ValueError, OSError, ImportError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise Missing(
+        raise MissingError(
             f"Nearest training examples are left out, because the data are not at hand ({reason})."
         ) from error
 
@@ -297,12 +299,12 @@ def find_neighbors(
         data: The data set; None opens it.
 
     Raises:
-        Missing: If the data are not at hand, or of another shape.
+        MissingError: If the data are not at hand, or of another shape.
     """
     data = open_data(settings) if data is None else data
     shape, size = data.train.shape[1:], int(np.prod(data.train.shape[1:]))
     if shape != samples.x.shape[1:]:
-        raise Missing(
+        raise MissingError(
             f"Nearest training examples are left out, because those at hand are {list(shape)}, "
             f"but the samples {list(samples.x.shape[1:])}."
         )
@@ -315,7 +317,9 @@ def find_neighbors(
     affordable = max(SHOWN, int(COMPARISONS // (number * size)))
     num_held_out = min(len(data.held_out), HELD_OUT, affordable)
     if not num_held_out:
-        raise Missing("Nearest training examples are left out: there are no held-out examples.")
+        raise MissingError(
+            "Nearest training examples are left out: there are no held-out examples."
+        )
     held_out = ScaledExamples(data.held_out, *scaling)[:num_held_out]
     found, distance = nearest_neighbors(samples.x, train, min(NEIGHBORS, number))
     _, yardstick = nearest_neighbors(held_out, train, 1)
@@ -378,6 +382,7 @@ class Restoration(NamedTuple):
         image: Data URI of the picture; "" if there is none.
         width: Its width in pixels.
         height: Its height in pixels.
+        cut: True if it has more rows than are shown.
         values: (key, value, standard error or None) of each number.
         settings: Further settings, (name, value).
     """
@@ -388,6 +393,7 @@ class Restoration(NamedTuple):
     image: str
     width: int
     height: int
+    cut: bool
     values: list[tuple[str, float, float | None]]
     settings: list[tuple[str, Any]]
 
@@ -396,7 +402,7 @@ def read_restorations(folder: Path) -> list[Restoration]:
     """The newest restored and completed images of a workdir.
 
     Raises:
-        Missing: If there are none.
+        MissingError: If there are none.
     """
     files = sorted(Path(folder).glob("*.npz"), key=lambda file: -file.stat().st_mtime)
     found = []
@@ -410,7 +416,7 @@ def read_restorations(folder: Path) -> list[Restoration]:
         if len(found) == PICTURES:
             break
     if not found:
-        raise Missing(
+        raise MissingError(
             "No inverse problems have been solved in this workdir.",
             workdir.command_line("--workdir", folder, "--mode=restore", "--task=superresolve:2"),
         )
@@ -444,9 +450,11 @@ def _restoration(file: Path, held: Mapping[str, np.ndarray]) -> Restoration:
             values.append(("std", *_root_mean(squares.sum(axes) / weight.sum())))
     shown = {name: settings.get(name) for name in ("step", "seed", "label", "image")}
     picture = file.with_suffix(".png")
-    image, width, height = _picture(picture) if picture.is_file() else ("", 0, 0)
+    rows = min(len(originals), 20)  # Of the picture, as the modes write it.
+    shape = ("", 0, 0) if not picture.is_file() else _picture(picture, PICTURE_ROWS / rows)
     listed = [(name, value) for name, value in shown.items() if value is not None]
-    return Restoration(file.stem, title, columns, image, width, height, values, listed)
+    cut = rows > PICTURE_ROWS
+    return Restoration(file.stem, title, columns, *shape, cut, values, listed)
 
 
 def _root_mean(squares: np.ndarray) -> tuple[float, float | None]:
@@ -458,10 +466,12 @@ def _root_mean(squares: np.ndarray) -> tuple[float, float | None]:
     return root, error / (2 * root) if root else 0.0
 
 
-def _picture(path: Path) -> tuple[str, int, int]:
-    """A picture, small, as a data URI with its width and height."""
+def _picture(path: Path, share: float) -> tuple[str, int, int]:
+    """The upper share of a picture, small, as a data URI with its width and height."""
     with Image.open(path) as picture:
         picture = picture.convert("RGB")
+    if share < 1:
+        picture = picture.crop((0, 0, picture.width, math.ceil(share * picture.height)))
     if picture.width > PICTURE_PIXELS:
         height = max(1, round(picture.height * PICTURE_PIXELS / picture.width))
         picture = picture.resize((PICTURE_PIXELS, height), Image.Resampling.BOX)
