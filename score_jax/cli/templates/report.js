@@ -96,7 +96,7 @@
   document.addEventListener("click", (event) => {
     const target = keyed(event);
     if (target) show(target);
-    else if (!tip.contains(event.target)) hide();
+    else hide();
   });
   document.addEventListener("keydown", (event) => {
     // The first Escape closes the tooltip, the next one the panel.
