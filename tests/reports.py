@@ -8,7 +8,7 @@ from runs import perceptron, small
 from score_jax.cli.config_files import load_config
 from score_jax.data import sources
 
-SIGMAS = np.geomspace(1.0, 0.03, 8)
+SIGMAS = np.geomspace(1.0, 0.03, 5)
 
 
 def write_json(path, content):
@@ -115,7 +115,7 @@ def write_figures(folder, seed=0, loss=7.6, step=60):
                     "score_norm": float(0.9 + 0.02 * rng.standard_normal()),
                     "score_norm_expected": 0.9,
                     "step_to_noise": 0.3,
-                    "out_of_range": None if level == 7 else float(0.1 * sigma),
+                    "out_of_range": None if level == len(SIGMAS) - 1 else float(0.1 * sigma),
                     "spread": float(1 + 0.05 * sigma),
                     "spread_expected": 1.0,
                 }
