@@ -470,6 +470,8 @@ def provenance(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]
     """(title, origin) of the training run and of files of samples."""
     origins = [("Training", content)] if "command" in content else []
     origins += [(f"{name}.npz", each) for name, each in content.get("samples", {}).items()]
+    if not origins:
+        raise MissingError("provenance.json holds no command.")
     return [(title, _origin(each)) for title, each in origins]
 
 
