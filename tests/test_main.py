@@ -399,7 +399,7 @@ BAD_INPUT = {
         "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
         "export, figures, report, schedule or import",
     ),
-    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir or --workdirs?"),
+    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),
     "no workdir": (["--workdir="], "--workdir= must be a non-empty text"),
     "no config": (["--config="], "--config= must be a non-empty text"),

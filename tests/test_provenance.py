@@ -49,7 +49,7 @@ def test_the_command_of_a_training_run_gives_its_config(kind, tmp_path):
 def test_the_state_of_git_is_that_of_the_package_or_the_current_folder(tmp_path, monkeypatch):
     if shutil.which("git") is None:
         pytest.skip("needs git")
-    monkeypatch.setattr(provenance.score_jax, "__file__", str(tmp_path / "p" / "__init__.py"))
+    monkeypatch.setattr(provenance, "MODULE", tmp_path / "p" / "__init__.py")
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / "p").mkdir()
     monkeypatch.chdir(tmp_path)

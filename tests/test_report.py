@@ -239,9 +239,9 @@ def test_the_last_frame_holds_the_samples_and_the_others_the_chain(digits, page)
     frames = page.root.find("img", "frame")
     assert [each["data-sigma"] for each in frames] == [
         "1",
-        "0.4162",
-        "0.1732",
-        "0.07208",
+        "0.416",
+        "0.173",
+        "0.0721",
         "0.03",
         "",
     ]

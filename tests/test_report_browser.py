@@ -246,11 +246,15 @@ def test_tables_are_walked_by_arrow_keys(visit):
     assert page.evaluate("document.activeElement.dataset.key") == "loss"
 
 
-def test_the_tooltip_is_above_the_panel(visit):
-    page = visit("one")
+@pytest.mark.parametrize("size", SIZES)
+def test_the_tooltip_is_above_the_panel(size, visit):
+    page = visit("one", *size)
     page.locator(".sample").first.click()
     page.get_by_role("dialog").locator(".nearest .number[data-key=distance]").first.hover()
     assert "Euclidean distance" in page.locator("#tip").inner_text()
+    box, frame = page.locator("#tip").bounding_box(), page.locator("#panel").bounding_box()
+    assert box["x"] > frame["x"]
+    assert box["x"] + box["width"] < frame["x"] + frame["width"]
     on_top = page.evaluate(
         """() => {
           const box = document.getElementById('tip').getBoundingClientRect();

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import os
+import pkgutil
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 
 import jax
 
-import score_jax
 from score_jax.cli import workdir
 from score_jax.cli.config_files import load_config, published_configs
 from score_jax.cli.flags import Command
@@ -24,6 +24,9 @@ from score_jax.cli.settings import completed, default_fields, flatten, plain
 from score_jax.cli.table import NAMING, SETTINGS, written
 from score_jax.devices import described
 
+VERSION = pkgutil.resolve_name("score_jax:__version__")
+MODULE = Path(__file__).resolve().parents[1] / "__init__.py"
+"""A file of this package, which git tracks in a checkout."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 GIT_SECONDS = 5
 """Longest time that one call of git may take."""
@@ -65,7 +68,7 @@ def describe(command: Command, devices: Sequence[jax.Device]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of the libraries that decide the numbers."""
-    found = {"python": platform.python_version(), "score_jax": score_jax.__version__}
+    found = {"python": platform.python_version(), "score_jax": VERSION}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
@@ -132,10 +135,9 @@ def git_state() -> dict[str, Any] | None:
         {"commit": hash, "dirty": True if tracked files differ from it, "folder": the repository's
         root}.
     """
-    module = Path(score_jax.__file__).resolve()
     # A package that is installed beneath some repository is not part of it.
-    is_tracked = _git(module.parent, "ls-files", "--error-unmatch", module.name) is not None
-    folder = module.parent if is_tracked else Path.cwd()
+    is_tracked = _git(MODULE.parent, "ls-files", "--error-unmatch", MODULE.name) is not None
+    folder = MODULE.parent if is_tracked else Path.cwd()
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

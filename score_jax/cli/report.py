@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 
-import score_jax
 from score_jax.cli import workdir
 from score_jax.cli.charts import Chart, shown, shown_error
 from score_jax.cli.flags import Command
 from score_jax.cli.glossary import BETTER, EXACT, TERMS, Term, define
+from score_jax.cli.provenance import VERSION
 from score_jax.cli.report_comparison import comparison_part
 from score_jax.cli.report_data import Part, RunReport, config_rows, read_run, shared_axes
 from score_jax.data.dataset import Dataset
@@ -99,7 +99,7 @@ def render(runs: Sequence[RunReport], comparison: Part = NO_PART) -> str:
         runs=runs,
         comparison=comparison,
         config=config_rows(runs),
-        version=score_jax.__version__,
+        version=VERSION,
     )
 
 

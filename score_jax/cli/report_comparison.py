@@ -35,7 +35,8 @@ def read_comparison(folder: Path, runs: Sequence[RunReport]) -> dict[str, Any]:
         compared = {Path(each).resolve() for each in content["runs"]}
         if compared != {Path(run.folder).resolve() for run in runs}:
             raise MissingError(f"{file} compares other runs.", command)
-        return _checked(content)
+        names = {str(each): _name(each, runs) for each in content["runs"]}
+        return _checked(content, names)
     except BROKEN_CONTENT as error:
         raise MissingError(
             f"{file} does not have the expected form ({type(error).__name__}): write it again.",
@@ -53,13 +54,20 @@ def comparison_part(folder: Path, runs: Sequence[RunReport]) -> Part:
         return Part(None, missing.sentence, missing.command)
 
 
-def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of compare.json, with a chart of each objective."""
+def _name(folder: str, runs: Sequence[RunReport]) -> str:
+    """The name of a run: that of its folder, or its path if another run has the same name."""
+    resolved = Path(folder).resolve()
+    same = [run for run in runs if run.name == resolved.name]
+    return resolved.name if len(same) == 1 else str(folder)
+
+
+def _checked(content: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers of compare.json, with the names of runs and a chart of each objective."""
     objectives = []
     for objective in content["objectives"]:
         values = [
             {
-                "run": str(each["run"]),
+                "run": names[each["run"]],
                 "total": number(each["total"]),
                 "total_error": number(each.get("total_error")),
                 "levels": [number(level) for level in each.get("levels", ())],
@@ -74,7 +82,7 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
                 "common_sigmas": objective.get("common_sigmas"),
                 "sigmas": [number(sigma) for sigma in objective.get("sigmas") or ()],
                 "values": values,
-                "pairs": [_pair(pair) for pair in objective.get("pairs", ())],
+                "pairs": [_pair(pair, names) for pair in objective.get("pairs", ())],
                 "chart": _chart(objective, values),
             }
         )
@@ -84,25 +92,32 @@ def _checked(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pair(pair: Mapping[str, Any]) -> dict[str, Any]:
+def _pair(pair: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """The numbers of one pair of runs, in total and per level."""
     keys = ("difference", "error", "p_value", "power_2_percent", "detectable_percent")
     first, second = pair["runs"]
     return {
-        "runs": (str(first), str(second)),
-        "verdict": str(pair["verdict"]),
+        "runs": (names[first], names[second]),
+        "verdict": _named(pair["verdict"], names),
         "interval": _interval(pair),
         "levels": [
             {
                 "difference": number(level.get("difference")),
                 "error": number(level.get("error")),
                 "interval": _interval(level),
-                "verdict": str(level.get("verdict", "")),
+                "verdict": _named(level.get("verdict", ""), names),
             }
             for level in pair.get("levels") or ()
         ],
         **{key: number(pair.get(key)) for key in keys},
     }
+
+
+def _named(verdict: str, names: Mapping[str, str]) -> str:
+    """A verdict with the name of the run instead of its folder."""
+    better = " is better"
+    folder = verdict.removesuffix(better)
+    return names[folder] + better if folder in names else verdict
 
 
 def _interval(pair: Mapping[str, Any]) -> tuple[float | None, float | None] | None:

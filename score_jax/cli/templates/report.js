@@ -28,7 +28,8 @@
     else if (isNumber && error.startsWith("not estimated")) lines.push("Error: " + error + ".");
     else if (isNumber) lines.push("Error (" + error + "): not computed.");
     if (target.dataset.floor) lines.push("Floor: " + target.dataset.floor + ".");
-    if (entry.dataset.better) lines.push(entry.dataset.better);
+    const better = target.dataset.better || entry.dataset.better;
+    if (better) lines.push(better);
     return lines;
   }
 
@@ -53,10 +54,13 @@
 
   function place(target) {
     tip.style.left = tip.style.top = "0px";
+    // Within the panel it must not leave the panel, which would cut it.
+    const frame = (target.closest("dialog") || document.documentElement).getBoundingClientRect();
+    tip.style.maxWidth = `min(22rem, ${frame.width - 20}px)`;
     const zero = tip.getBoundingClientRect();
     const box = target.getBoundingClientRect();
-    const width = document.documentElement.clientWidth;
-    const left = Math.max(8, Math.min(box.left, width - zero.width - 8));
+    const right = frame.left + frame.width - zero.width - 10;
+    const left = Math.max(frame.left + 8, Math.min(box.left, right));
     const below = box.bottom + 6 + zero.height < window.innerHeight;
     const top = below || box.top < zero.height + 6 ? box.bottom + 6 : box.top - zero.height - 6;
     tip.style.left = left - zero.left + "px";
@@ -217,7 +221,7 @@
     return button;
   }
 
-  const rounded = (x, digits = 4) => Number(x.toPrecision(digits)).toString();
+  const rounded = (x, digits = 3) => Number(x.toPrecision(digits)).toString();
 
   function fact(list, label, ...content) {
     const group = make("div");
