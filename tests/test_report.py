@@ -90,6 +90,7 @@ class Page(HTMLParser):
         self.feed(text)
         self.close()
         assert self._at is self.root, f"<{self._at.tag}> is not closed"
+        self._ids = {each["id"]: each for each in self.root.all() if each["id"]}
 
     def handle_starttag(self, tag, attributes):
         assert len(dict(attributes)) == len(attributes), attributes
@@ -109,8 +110,7 @@ class Page(HTMLParser):
         self._at.nodes.append(data)
 
     def by_id(self, id):
-        [element] = [each for each in self.root.all() if each["id"] == id]
-        return element
+        return self._ids[id]
 
 
 def page_of(folder):

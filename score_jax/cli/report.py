@@ -4,6 +4,7 @@ It reads the files of the workdirs and, for the nearest training examples, the d
 no checkpoint and compiles nothing.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -75,6 +76,25 @@ def render(runs: Sequence[RunReport], comparison: Part = NO_PART) -> str:
         runs: The runs.
         comparison: Their comparison, as in `report_comparison`.
     """
+    terms = Terms()
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            runs=runs,
+            comparison=comparison,
+            config=config_rows(runs),
+            version=VERSION,
+            term_of=terms.use,
+            terms_used=terms.used,
+            drawn=_with_shared_axes(runs),
+        )
+    )
+
+
+@functools.cache
+def _environment() -> Any:
+    """The templates, compiled once."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -84,23 +104,14 @@ def render(runs: Sequence[RunReport], comparison: Part = NO_PART) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    terms = Terms()
     environment.filters |= {"shown": shown, "shown_error": shown_error}
     environment.globals |= {
-        "term_of": terms.use,
-        "terms_used": terms.used,
-        "drawn": _with_shared_axes(runs),
         "better": BETTER,
         "exact": EXACT,
         "finite": lambda value: value is not None and math.isfinite(value),
         "known": lambda key: key in TERMS,
     }
-    return environment.get_template("report.html").render(
-        runs=runs,
-        comparison=comparison,
-        config=config_rows(runs),
-        version=VERSION,
-    )
+    return environment
 
 
 class Terms:
