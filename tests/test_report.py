@@ -337,7 +337,8 @@ def test_charts_have_their_numbers_as_a_table(digits, page):
 
 def test_every_metric_that_other_modes_write_is_defined():
     names = "fd_classifier fd_classifier_unlimited kd_classifier is_classifier precision recall "
-    names += "density coverage fid fid_unlimited kid inception_score fd_pixels fd_features"
+    names += "density coverage fid fid_unlimited kid inception_score fd_pixels fd_features "
+    names += "fd_pixels_unlimited fd_features_unlimited kd_pixels kd_features"
     for name in names.split():
         assert glossary.define(name).definition
     assert len({term.name for term in glossary.TERMS.values()}) == len(glossary.TERMS)

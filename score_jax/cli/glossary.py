@@ -124,6 +124,31 @@ METRICS = {
         LOWER,
         BOOTSTRAP,
     ),
+    **{
+        f"fd_{features}_unlimited": Term(
+            f"Fréchet distance, {name}, unlimited samples",
+            f"fd_{features} extrapolated to infinitely many samples, which removes the bias of "
+            "few samples.",
+            unit,
+            LOWER,
+            BOOTSTRAP,
+        )
+        for features, name, unit in (
+            ("pixels", "pixels", "squared unit of the data"),
+            ("features", "own features", "squared features"),
+        )
+    },
+    **{
+        f"kd_{features}": Term(
+            f"Kernel distance, {name}",
+            f"Unbiased squared maximum mean discrepancy of {name} with a cubic kernel. Its "
+            "expectation is 0 for equal distributions; it can be negative.",
+            "squared discrepancy",
+            LOWER,
+            BOOTSTRAP,
+        )
+        for features, name in (("pixels", "pixels"), ("features", "own features"))
+    },
     "precision": Term(
         "Precision",
         "Share of samples that lie within the neighbourhood of some reference image in feature "

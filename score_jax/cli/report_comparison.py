@@ -79,7 +79,7 @@ def _checked(content: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
             {
                 "name": str(objective["name"]),
                 "unit": str(objective.get("unit") or ""),
-                "common_sigmas": objective.get("common_sigmas"),
+                "note": objective.get("common_sigmas") or objective.get("note"),
                 "sigmas": [number(sigma) for sigma in objective.get("sigmas") or ()],
                 "values": values,
                 "pairs": [_pair(pair, names) for pair in objective.get("pairs", ())],

@@ -548,9 +548,13 @@ def verdict(run: RunReport) -> Verdict:
 
 
 def main_metric(entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The metric of the verdict: that of samples.npz, if there is one."""
-    ordered = sorted(entries, key=lambda entry: entry.get("samples") != "samples.npz")
-    for entry in ordered:
+    """The metric of the verdict: that of samples.npz with a floor, if there is one."""
+
+    def rank(entry: Mapping[str, Any]) -> tuple[bool, bool]:
+        floors = [metric["floor"] for metric in entry["metrics"]]
+        return entry.get("samples") != "samples.npz", not any(each is not None for each in floors)
+
+    for entry in sorted(entries, key=rank):
         found = {metric["name"]: metric for metric in entry["metrics"]}
         for name in MAIN_METRICS:
             if name in found and found[name]["value"] is not None:
