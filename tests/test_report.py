@@ -21,6 +21,8 @@ from score_jax.cli.modes import MODES
 from score_jax.cli.report import render, write_report
 from score_jax.cli.report_comparison import comparison_part
 from score_jax.cli.report_data import read_run
+from score_jax.cli.report_neighbors import find_neighbors, median_with_error
+from score_jax.cli.report_restorations import read_restorations
 from score_jax.cli.settings import flatten
 from score_jax.data import sources
 
@@ -401,7 +403,7 @@ def test_copies_are_found_and_new_images_are_not():
     data = sources.digits()
     settings = {"dequantize": True}
     copies = samples_of((data.train[:100] + 0.5) / 17)
-    found = report_images.find_neighbors(copies, settings, data)
+    found = find_neighbors(copies, settings, data)
     assert [each[0][1] for each in found.nearest] == list(range(100))
     assert [each[0][2] for each in found.nearest] == data.train_labels[:100].tolist()
     np.testing.assert_allclose(found.samples, 0, atol=1e-6)
@@ -409,7 +411,7 @@ def test_copies_are_found_and_new_images_are_not():
     assert max(found.ranks) == 0
 
     new = samples_of((data.held_out[:100] + 0.5) / 17)
-    found = report_images.find_neighbors(new, settings, data)
+    found = find_neighbors(new, settings, data)
     share, error = found.near_share
     assert abs(share - 0.05) < 5 * error
     train = (data.train + 0.5) / 17
@@ -423,9 +425,7 @@ def test_copies_are_found_and_new_images_are_not():
 
 def test_the_sprite_of_neighbors_holds_the_images_that_are_named():
     data = sources.digits()
-    found = report_images.find_neighbors(
-        samples_of((data.held_out[:9] + 0.5) / 17), {"dequantize": True}, data
-    )
+    found = find_neighbors(samples_of((data.held_out[:9] + 0.5) / 17), {"dequantize": True}, data)
     picture = image_of(found.image)
     for each in found.nearest:
         for position, number, _, _ in each:
@@ -439,7 +439,7 @@ def test_the_sprite_of_neighbors_holds_the_images_that_are_named():
 def test_the_error_of_a_median_is_that_of_simulations():
     """For a normal distribution the median of n values has the variance pi / (2 n)."""
     rng = np.random.default_rng(0)
-    errors = [report_images.median_with_error(rng.standard_normal(400))[1] for _ in range(200)]
+    errors = [median_with_error(rng.standard_normal(400))[1] for _ in range(200)]
     assert np.mean(errors) == pytest.approx(np.sqrt(np.pi / 800), rel=0.1)
 
 
@@ -491,7 +491,7 @@ def test_a_correct_posterior_has_the_errors_that_its_definition_says(tmp_path):
         misfit=np.ones((number, completions)),
         settings=json.dumps(settings),
     )
-    found = {each.name: each for each in report_images.read_restorations(tmp_path)}
+    found = {each.name: each for each in read_restorations(tmp_path)}
     assert found["b"].title == "Restoration: deblur:1, dps"
     for each in found.values():
         values = {key: (value, error) for key, value, error in each.values}

@@ -18,7 +18,8 @@ from score_jax.cli.flags import Command
 from score_jax.cli.glossary import BETTER, EXACT, TERMS, Term, define
 from score_jax.cli.provenance import VERSION
 from score_jax.cli.report_comparison import comparison_part
-from score_jax.cli.report_data import Part, RunReport, config_rows, read_run, shared_axes
+from score_jax.cli.report_data import Part, RunReport, config_rows, read_run
+from score_jax.cli.report_files import shared_axes
 from score_jax.data.dataset import Dataset
 from score_jax.progress import announce
 

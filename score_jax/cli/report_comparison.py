@@ -6,7 +6,8 @@ from typing import Any
 
 from score_jax.cli import workdir
 from score_jax.cli.charts import Chart, Point, Series, axis
-from score_jax.cli.report_data import BROKEN_CONTENT, SIGMA, Part, RunReport, number
+from score_jax.cli.report_data import BROKEN_CONTENT, Part, RunReport
+from score_jax.cli.report_files import SIGMA, number
 from score_jax.cli.report_images import MissingError
 
 STYLES = ("main", "second", "third", "fourth")
