@@ -259,6 +259,7 @@ READ = {
     "stats": {"data.path", "data.size"},
     "figures": {"sampling.batch_size", "seed"},
     "compare": {"seed"},
+    "report": {"data.path"},
     "schedule": {"data.path", "noise.sigma_min", "sampling.num_steps", "seed"},
     "import": {"training.num_steps", "data.size", "sampling.step_size"},
 }
@@ -274,6 +275,7 @@ NOT_READ = {
     "stats": {"training.batch_size", "loss.levels"},
     "figures": {"training.batch_size"},
     "compare": {"loss.name", "training.batch_size", "data.path", "sampling.num_steps"},
+    "report": {"loss.name", "sampling.num_steps", "optim.beta1"},
     "schedule": {"noise.num_levels", "noise.sigma_max", "model.width", "optim.beta1"},
 }
 
@@ -402,9 +404,9 @@ BAD_INPUT = {
     "unknown mode": (
         ["--mode=tran"],
         "--mode=tran must be train, sample, evaluate, likelihood, inpaint, restore, interpolate, "
-        "export, metrics, stats, figures, compare, schedule or import",
+        "export, metrics, stats, figures, compare, report, schedule or import",
     ),
-    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir or"),
+    "unknown flag": (["--wrkdir=x"], "--wrkdir is not a flag: did you mean --workdir"),
     "no such flag": (["--xyzzy"], "--xyzzy is not a flag (score-jax --help lists the flags)"),
     "no workdir": (["--workdir="], "--workdir= must be a non-empty text"),
     "no config": (["--config="], "--config= must be a non-empty text"),

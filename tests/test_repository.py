@@ -111,6 +111,7 @@ def test_the_modules_of_the_command_form_no_circle():
         ("absl", ("cli.",)),
         ("tensorboardX", ("cli.",)),
         ("matplotlib", ("cli.",)),
+        ("jinja2", ("cli.",)),
         ("PIL", ("data.files", "cli.")),
         ("tensorflow_datasets", ("data.prepared",)),
         ("torch", ("models.official",)),

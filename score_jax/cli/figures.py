@@ -16,6 +16,7 @@ from score_jax.checkpoint import Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.run import Run, naming_step_size, open_run
+from score_jax.cli.scaled import ScaledExamples
 from score_jax.cli.settings import validate
 from score_jax.data import sources
 from score_jax.data.dataset import Dataset
@@ -240,7 +241,8 @@ def toy_samples(key: jax.Array) -> np.ndarray:
 
 def neighbors(run: Run, samples: np.ndarray) -> np.ndarray:
     """Samples, each followed by its nearest training examples."""
-    examples = _TrainingExamples(run)
+    data = run.data
+    examples = ScaledExamples(data.train, data.num_values, run.config["data"]["dequantize"])
     number = min(NUM_NEIGHBORS, len(examples))
     index, distance = nearest_neighbors(samples, examples, number)
     announce(
@@ -251,24 +253,6 @@ def neighbors(run: Run, samples: np.ndarray) -> np.ndarray:
     rows = np.concatenate([samples[:, None], nearest], axis=1)
     columns = 1 + number
     return run.picture(rows.reshape(-1, *run.shape), columns, pixels=80 * columns)
-
-
-class _TrainingExamples:
-    """The training examples in the unit of samples, decoded slice by slice."""
-
-    def __init__(self, run: Run):
-        self._data = run.data
-        self._dequantized = run.config["data"]["dequantize"]
-
-    def __len__(self) -> int:
-        return len(self._data.train)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        return self.at(np.arange(len(self))[rows])
-
-    def at(self, index: np.ndarray) -> np.ndarray:
-        """The examples of these indices, float32 [examples, *shape]."""
-        return unit_scale(self._data.train[index], self._data.num_values, self._dequantized)
 
 
 def mixing(run: Run, samples: np.ndarray, labels: np.ndarray | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ class Options(NamedTuple):
         subsample: Number of training images to compare.
         write: Path of the config to write.
         step: Step of the checkpoint to use, or "best".
-        workdirs: Folders of the runs to compare, separated by commas.
+        workdirs: Folders of the runs, separated by commas.
         objectives: Objectives to compare them by, separated by commas.
         draws: Number of draws of the noise per example.
     """
@@ -122,7 +123,7 @@ def parse(arguments: Sequence[str]) -> Command | None:
         ValueError: With one sentence, for anything that cannot be understood.
         OSError: If a file cannot be read.
     """
-    values = _parsed(arguments)
+    values = _parsed(_translated(arguments))
     if not values["help"].value:
         _check_used(values)
     start, folder = _start(values)
@@ -140,6 +141,24 @@ def parse(arguments: Sequence[str]) -> Command | None:
         dry_run=values["dry_run"].value,
         options=Options(**{name: values[name].value for name in Options._fields}),
     )
+
+
+def _translated(arguments: Sequence[str]) -> list[str]:
+    """The command line with `report a b` written as --mode=report --workdirs=a,b.
+
+    Raises:
+        ValueError: If a folder cannot be listed with others.
+    """
+    if not arguments or arguments[0] != "report":
+        return list(arguments)
+    folders = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments[1:]))
+    for folder in folders:
+        if "," in folder or not folder:
+            raise ValueError(
+                f"report {folder!r}: the name of a folder cannot be empty or contain a comma"
+            )
+    listed = [f"--workdirs={','.join(folders)}"] if folders else []
+    return ["--mode=report", *listed, *arguments[1 + len(folders) :]]
 
 
 class _Parser(flags.ArgumentParser):
@@ -297,7 +316,7 @@ def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path]:
     if imports and name is None:
         default = importlib.import_module("score_jax.cli.imports").config_for(checkpoint)
     stem = Path((name or default).partition(":")[0]).stem
-    if values["mode"].value == "compare":
+    if values["mode"].value == "compare" or values["workdirs"].value:
         stem = "compare"
     folder = Path(values["workdir"].value or Path("runs", stem))
 

@@ -109,6 +109,13 @@ MODES = {
         ("seed",),
         batches=(),
     ),
+    "report": Mode(
+        "score_jax.cli.report:report_mode",
+        "Write report.html: samples, losses, metrics and diagnostics of one run or several.",
+        ("workdirs",),
+        ("data.path",),
+        batches=(),
+    ),
     "schedule": Mode(
         "score_jax.cli.schedule:schedule_mode",
         "Suggest noise levels and a step size for the data at hand.",
@@ -281,9 +288,7 @@ FLAGS = (
         "Step of the checkpoint to use, or best for that of config.training.best_by; by default "
         "the newest.",
     ),
-    Setting(
-        "workdirs", str, None, "Folders of the runs to compare, two or more, separated by commas."
-    ),
+    Setting("workdirs", str, None, "Folders of the runs, separated by commas."),
     Setting(
         "objectives",
         str,

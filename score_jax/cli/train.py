@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from score_jax import sampling
-from score_jax.cli import images, samples, workdir
+from score_jax.cli import images, provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
 from score_jax.cli.moments import write_moments
 from score_jax.cli.names import naming
+from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, naming_step_size, open_run
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
@@ -61,6 +62,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         run.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(run.folder / "config.json", run.config)
         write_moments(run)
+        provenance.record(command, devices)
         with stop_requested() as stop, Log(run) as log, naming_optimizer(run):
             with naming("training", "data"):
                 state = fit(
@@ -86,9 +88,10 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     settings = samples.settings_of(run, number, step=num_steps)
     file = run.folder / "samples.npz"
     saved = samples.saved_settings(file)
+    judged = judge.obstacle() is not None or is_judged(run, num_steps)
     if saved == settings:
         announce(f"{file} holds this run's samples already")
-        if not is_judged(run, num_steps):
+        if not judged:
             with np.load(file, allow_pickle=False) as content:
                 judge_final(run, content["samples"], num_steps, judge)
     else:
@@ -98,6 +101,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         drawn = samples.draw(run, run.score_fn(state.ema_params), number, run.labels(number))
         samples.write(run, "samples", drawn, settings)
         judge_final(run, run.to_images(drawn.x), num_steps, judge)
+    if saved != settings or not judged or not (run.folder / "report.html").exists():
+        write_report(run.folder, run.data)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
@@ -126,7 +131,11 @@ def best_by(run: Run, judge: RunJudge) -> Callable[[Report], float] | None:
             f"config.training.best_by={name!r} cannot be computed, because {obstacle}: use "
             "held_out_loss"
         )
-    return lambda report: judge.during(report)[name].value
+
+    def fd_classifier(report: Report) -> float:
+        return judge.during(report)["fd_classifier"].value
+
+    return fd_classifier
 
 
 def callbacks(run: Run, log: "Log", judge: RunJudge) -> list[tuple[int, Callable[[Report], None]]]:
