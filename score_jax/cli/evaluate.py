@@ -8,7 +8,6 @@ import numpy as np
 
 from score_jax.cli import build, workdir
 from score_jax.cli.flags import Command
-from score_jax.cli.moments import moments_of
 from score_jax.cli.names import naming
 from score_jax.cli.run import Run, open_run
 from score_jax.evaluation.calibration import (
@@ -80,7 +79,7 @@ def calibration_index(run: Run) -> np.ndarray:
 
 def _eigenvalues(run: Run) -> np.ndarray | None:
     """Eigenvalues of the training data's covariance; None if they are not known."""
-    return moments_of(run).eigenvalues
+    return run.moments.eigenvalues
 
 
 def summary(run: Run, losses: np.ndarray, calibration: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Moments of the training data, from the data set or from the workdir where it is not at hand."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from score_jax.cli import workdir
-from score_jax.cli.run import Run
 from score_jax.data.transforms import unit_scale
 from score_jax.evaluation.diagnostics import DataMoments, data_moments
 
@@ -13,10 +13,11 @@ EXAMPLES = 4096
 """Largest number of training examples that the moments are taken from."""
 
 
-def moments_of(run: Run) -> DataMoments | None:
+def moments_of(run: Any) -> DataMoments | None:
     """The moments of the training data in the unit of the network.
 
-    They come from the data set if it is open, else from moments.json; None without either.
+    They come from the data set if it is open, else from moments.json; None without either. `run`
+    is a `run.Run`, whose attribute `moments` keeps the result.
     """
     if run.data is None:
         return _read(run.folder / "moments.json")
@@ -29,9 +30,9 @@ def moments_of(run: Run) -> DataMoments | None:
     return data_moments(x, *((0.0, 1.0) if ranged else (None, None)))
 
 
-def write_moments(run: Run) -> None:
+def write_moments(run: Any) -> None:
     """Writes moments.json, for sampling without the data set."""
-    found = moments_of(run)
+    found = run.moments
     content = found._asdict()
     if found.eigenvalues is not None:
         content["eigenvalues"] = found.eigenvalues.tolist()

@@ -232,7 +232,7 @@ def posterior_samples(
         num_iterations=NUM_ITERATIONS,
     )
     number = len(measured) * completions
-    arguments = run.sampling(number) | {"num_snapshots": 0}
+    arguments = run.sampling(number) | {"num_snapshots": 0, "observe": None}
     with naming_step_size(run):
         ends = sample(
             posterior,

@@ -5,6 +5,7 @@ Opening a run checks everything that can be checked; nothing is compiled or writ
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from score_jax.checkpoint import BestCheckpoints, Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.modes import MODES
+from score_jax.cli.moments import moments_of
 from score_jax.cli.names import naming
 from score_jax.cli.settings import (
     FREE_TO_CONTINUE,
@@ -29,10 +31,12 @@ from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
 from score_jax.devices import check_divides, described
+from score_jax.evaluation.diagnostics import ChainObserver, DataMoments
 from score_jax.guidance import class_guidance, without_label
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
 from score_jax.samplers.langevin import annealed_langevin
+from score_jax.sampling import takes_observer
 from score_jax.training import Trainer, TrainState
 from score_jax.typing import Array, Params
 
@@ -127,6 +131,7 @@ class Run:
             "batch_size": self.chains_at_once(number),
             "devices": self.devices,
             "num_snapshots": self.num_frames,
+            "observe": self.observer,
         }
 
     @property
@@ -142,6 +147,18 @@ class Run:
         num_devices = len(self.devices)
         share = -(-number // num_devices)
         return min(self.config["sampling"]["batch_size"], share * num_devices)
+
+    @functools.cached_property
+    def moments(self) -> DataMoments | None:
+        """Moments of the training data in the unit of the network; None if they are not known."""
+        return moments_of(self)
+
+    @property
+    def observer(self) -> ChainObserver | None:
+        """The observer of the chains; None if the sampler takes none, or the data are unknown."""
+        if self.moments is None or not takes_observer(self.sampler):
+            return None
+        return ChainObserver(self.moments.center, self.moments.low, self.moments.high)
 
     def labels(self, number: int, label: int | None = None) -> np.ndarray | None:
         """The classes of the first `number` chains.

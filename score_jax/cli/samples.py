@@ -12,11 +12,10 @@ import numpy as np
 
 from score_jax import sampling
 from score_jax.cli import images, workdir
-from score_jax.cli.moments import moments_of
 from score_jax.cli.run import Run, naming_step_size, output_settings
 from score_jax.cli.settings import completed
 from score_jax.cli.table import WHOLE_CHAIN
-from score_jax.evaluation.diagnostics import ChainObserver, diagnose, warnings_of
+from score_jax.evaluation.diagnostics import diagnose, warnings_of
 from score_jax.progress import announce
 from score_jax.samplers.loop import Trajectory, snapshot_levels
 
@@ -96,10 +95,6 @@ def draw(run: Run, score_fn: Callable[..., Any], number: int, labels: np.ndarray
     Raises:
         FloatingPointError: If a chain is not finite.
     """
-    data = moments_of(run)
-    observer = None
-    if data is not None and sampling.takes_observer(run.sampler):
-        observer = ChainObserver(data.center, data.low, data.high)
     frames, observed = [], []
 
     def keep(first: int, trajectory: Trajectory) -> None:
@@ -113,14 +108,13 @@ def draw(run: Run, score_fn: Callable[..., Any], number: int, labels: np.ndarray
             score_fn,
             run.sigmas,
             label=labels,
-            observe=observer,
             callbacks=[keep],
             **run.sampling(number),
         )
     seconds = time.monotonic() - begun
     diagnostics = sigmas = None
-    if observer is not None:
-        diagnostics = diagnose(observed, data, int(np.prod(run.shape)))
+    if run.observer is not None:
+        diagnostics = diagnose(observed, run.moments, int(np.prod(run.shape)))
         slots = snapshot_levels(len(diagnostics), len(frames[0]))
         sigmas = np.float32([diagnostics[level]["sigma"] for level in slots])
     return Drawn(x, labels, np.concatenate(frames, axis=1), sigmas, diagnostics, seconds)

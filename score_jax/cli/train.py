@@ -50,7 +50,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         return estimate_training(run)
 
     # Train, unless that is done already.
-    judge = RunJudge(run)
+    judge = RunJudge(dataclasses.replace(run, state=None))
     measure = best_by(run, judge)
     announce(f"{run.folder}: {run.describe()}")
     num_steps = run.config["training"]["num_steps"]
