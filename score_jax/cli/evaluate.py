@@ -102,6 +102,7 @@ def summary(run: Run, losses: np.ndarray, calibration: Sequence[dict[str, Any]])
         "step": run.step,
         "examples": number,
         "held_out_loss": float(means.mean()),
+        "held_out_loss_error": float(losses.mean(axis=1).std() / np.sqrt(number)),
         "levels": levels,
     }
 
@@ -123,7 +124,9 @@ def print_summary(run: Run, report: dict[str, Any]) -> None:
             f"{_cell(row['gaussian_residual'], 7)} {_cell(row['slope'], 6)} +- "
             f"{_cell(row['slope_error'], 5)} {_cell(row['bias'], 7)} {_cell(row['whiteness'], 10)}"
         )
-    announce(f" mean          {report['held_out_loss']:9.4f}")
+    announce(
+        f" mean          {report['held_out_loss']:9.4f} {report['held_out_loss_error']:15.4f}"
+    )
     for sentence in report["warnings"]:
         announce(f"warning: {sentence}")
 

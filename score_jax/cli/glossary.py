@@ -38,7 +38,7 @@ class Term(NamedTuple):
 OVER_EXAMPLES = "standard error over held-out examples"
 BOOTSTRAP = "bootstrap standard error over samples"
 ORDER = "standard error, from the order statistics around the median"
-OVER_CHAINS = "not estimated; a mean over all chains"
+OVER_CHAINS = "standard error over chains"
 UNIT_OF_DATA = "unit of the data"
 FEATURES = "in the feature space of the classifier that the tool trains on the labelled data"
 
@@ -226,7 +226,7 @@ LOSSES = {
         "parameters; the sum over all dimensions. Its minimum is not 0.",
         "sum over dimensions",
         LOWER,
-        "standard error over held-out examples; at most the mean of the levels' standard errors",
+        OVER_EXAMPLES,
     ),
     "loss": Term(
         "Loss at one level",
@@ -287,8 +287,9 @@ CHAINS = {
         OVER_CHAINS,
     ),
     "score_norm_expected": Term(
-        "Expected norm of the score",
-        "sigma |s| / sqrt(D) for data perturbed at this level.",
+        "Norm of the score of Gaussian data",
+        "sigma |s| / sqrt(D) for a Gaussian of the data's covariance, perturbed at this level: a "
+        "lower bound for other data. The upper bound is 1.",
         "1 / sqrt(D)",
     ),
     "step_to_noise": Term(
@@ -300,7 +301,7 @@ CHAINS = {
     ),
     "out_of_range": Term(
         "Out of range",
-        "Share of pixels of the denoised state outside [0, 1].",
+        "Share of pixels of the denoised state that lie outside [0, 1] by more than 0.1.",
         "fraction",
         LOWER,
         OVER_CHAINS,

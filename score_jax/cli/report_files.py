@@ -80,8 +80,6 @@ def levels(content: Mapping[str, Any]) -> dict[str, Any]:
         Point(number(row["sigma"]), number(row["loss"]), number(row.get("standard_error")))
         for row in rows
     ]
-    errors = [point.error for point in points]
-    bound = sum(errors) / len(errors) if None not in errors else None
     chart = Chart(
         "Held-out loss per noise level",
         "Mean over held-out examples with standard errors. Healthy: a smooth curve; a level that "
@@ -94,7 +92,10 @@ def levels(content: Mapping[str, Any]) -> dict[str, Any]:
         "chart": chart,
         "step": content.get("step"),
         "examples": content.get("examples"),
-        "held_out": (number(content["held_out_loss"]), bound),
+        "held_out": (
+            number(content["held_out_loss"]),
+            number(content.get("held_out_loss_error")),
+        ),
         "warnings": sentences(content.get("warnings", [])),
     }
 
@@ -124,6 +125,7 @@ def _level_chart(
     at: Number | None = None,
     line: str = "healthy",
     log: bool = False,
+    least: Number | None = None,
 ) -> Chart | None:
     """A chart of quantities per noise level; None if there are none.
 
@@ -136,6 +138,7 @@ def _level_chart(
         at: Height of a line for the healthy value; None for none.
         line: Name of that line.
         log: If True, the vertical axis is logarithmic.
+        least: A value that the vertical axis holds in any case; None for none.
     """
     series = [_curve(rows, *curve) for curve in curves]
     series = [each for each in series if each.points]
@@ -146,11 +149,13 @@ def _level_chart(
         ends = (min(sigmas), max(sigmas))
         points = tuple(Point(x, at) for x in ends)
         series.append(Series(line, series[0].key, points, "healthy"))
+    held = [value for each in series for value in _reach(each.points)]
+    held += [] if least is None else [least]
     return Chart(
         title,
         f"Healthy: {healthy}",
         axis(SIGMA, "sigma", sigmas, log=True),
-        axis(label, series[0].key, [v for s in series for v in _reach(s.points)], log=log),
+        axis(label, series[0].key, held, log=log),
         tuple(series),
     )
 
@@ -188,7 +193,7 @@ def calibration(content: Mapping[str, Any], folder: Path) -> list[Chart]:
         _level_chart(
             rows,
             "Correlation of the residual",
-            "a smooth curve near 0.",
+            "smooth, and falling towards 0 at small sigmas.",
             "correlation of neighbours",
             (("whiteness", "network", "main"),),
             at=0.0,
@@ -237,17 +242,19 @@ def diagnostics(content: Mapping[str, Any]) -> dict[str, Any]:
         _level_chart(
             rows,
             "Norm of the score",
-            "on its expectation at every level.",
+            "between that of a Gaussian of the data's covariance and 1; above 1 the chains are "
+            "noisier than their level.",
             "sigma |s| / sqrt(D)",
             (
                 ("score_norm", "chains", "main"),
-                ("score_norm_expected", "expected", "reference"),
+                ("score_norm_expected", "Gaussian data", "reference"),
             ),
         ),
         _level_chart(
             rows,
             "Step-to-noise ratio",
-            "a smooth curve below 1; steps of Langevin dynamics above 1 are unstable.",
+            "smooth. Langevin steps of ratio r leave chains too wide by 1 / sqrt(1 - r^2) and are "
+            "unstable from 1 on.",
             "step / noise",
             (("step_to_noise", "chains", "main"),),
             at=1.0,
@@ -261,6 +268,7 @@ def diagnostics(content: Mapping[str, Any]) -> dict[str, Any]:
             "share of pixels",
             (("out_of_range", "chains", "main"),),
             at=0.0,
+            least=0.05,
         ),
         _level_chart(
             rows,

@@ -152,7 +152,8 @@ def diagnose(
     Returns:
         One row per level: index, sigma, score_norm, score_norm_expected (the lower end of the
         healthy range, whose upper end is 1), step_to_noise, out_of_range, spread and
-        spread_expected; None where a value is not defined.
+        spread_expected, and the standard errors over chains of those that are measured, as
+        NAME_error; None where a value is not defined.
     """
     parts = zip(*observed, strict=True)
     joined = ChainValues(*(np.concatenate(each, axis=1).astype(np.float64) for each in parts))
@@ -163,24 +164,32 @@ def diagnose(
     healthy = data.square + dimension * means.sigma**2
     rows = []
     for i in range(len(means.sigma)):
-        random = means.random[i]
+        ratio = joined.drift[i] / means.random[i] if means.random[i] else np.full(1, np.nan)
         rows.append(
             {
                 "index": i,
                 "sigma": float(means.sigma[i]),
-                "score_norm": _defined(np.sqrt(means.score[i])),
+                **_with_error("score_norm", joined.score[i], root=True),
                 "score_norm_expected": float(expected[i]),
-                "step_to_noise": _defined(np.sqrt(means.drift[i] / random)) if random else None,
-                "out_of_range": _defined(means.outside[i]),
-                "spread": _defined(np.sqrt(means.spread[i] / healthy[i])),
+                **_with_error("step_to_noise", ratio, root=True),
+                **_with_error("out_of_range", joined.outside[i]),
+                **_with_error("spread", joined.spread[i] / healthy[i], root=True),
                 "spread_expected": 1.0,
             }
         )
     return rows
 
 
-def _defined(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _with_error(name: str, values: np.ndarray, root: bool = False) -> dict[str, float | None]:
+    """The mean over chains, or its square root, with its standard error; None if not defined."""
+    mean = values.mean()
+    if not np.isfinite(mean):
+        return {name: None, f"{name}_error": None}
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    if root:
+        mean = np.sqrt(mean)
+        error = error / (2 * mean) if mean else 0.0  # The derivative of the square root
+    return {name: float(mean), f"{name}_error": float(error) if np.isfinite(error) else None}
 
 
 def warnings_of(rows: Sequence[dict[str, Any]]) -> list[str]:
