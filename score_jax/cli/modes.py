@@ -83,14 +83,14 @@ MODES = {
         ("seed", "sampling.", *SAME_RUN),
     ),
     "metrics": Mode(
-        "score_jax.cli.quality:metrics_mode",
+        "score_jax.cli.metrics:metrics_mode",
         "Compare samples with real examples: Frechet and kernel distance, precision, recall ...",
         ("samples", "features", "weights", "reference", "number"),
         ("data.", "model.", "noise."),
         batches=(),
     ),
     "stats": Mode(
-        "score_jax.cli.quality:stats_mode",
+        "score_jax.cli.metrics:stats_mode",
         "Store the statistics of a data set, as a reference of samples.",
         ("features", "weights", "reference", "name"),
         ("data.", "model.", "noise."),

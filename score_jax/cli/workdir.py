@@ -3,7 +3,8 @@
 config.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
 preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
 inpainting.png  interpolation.npz  interpolation.png  figure1.png  figure2.png  figure3.png
-neighbors.png  mixing.png  sampler.zip  provenance.json  report.html
+neighbors.png  mixing.png  sampler.zip  provenance.json  report.html  quality.json
+diagnostics.json  moments.json  compare.json  compare.png
 """
 
 import contextlib
