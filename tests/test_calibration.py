@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from score_jax.analytic import full_gaussian_score_fn, mixture_score_fn
@@ -13,9 +14,14 @@ from score_jax.evaluation.calibration import (
     gaussian_residual,
     residuals,
 )
+from score_jax.evaluation.diagnostics import ChainObserver, data_moments, diagnose, warnings_of
 from score_jax.evaluation.objective import evaluate, map_examples
+from score_jax.fitting import fit
 from score_jax.losses.dsm import annealed_dsm
+from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
+from score_jax.sampling import sample
+from score_jax.training import make_trainer
 
 SIGMAS = geometric_sigmas(2.0, 0.05, 6)
 SHAPE = (4, 4, 1)
@@ -34,8 +40,8 @@ def exact_score_fn():
     return lambda x, level: flat(x.reshape(len(x), 16), level).reshape(x.shape)
 
 
-def calibration(score_fn, x, sigmas=SIGMAS, eigenvalues=VARIANCES):
-    found = map_examples(residuals, score_fn, x, sigmas, batch_size=500, progress=False)
+def calibration(function, x, sigmas=SIGMAS, eigenvalues=VARIANCES):
+    found = map_examples(residuals, function, x, sigmas, batch_size=500, progress=False)
     return calibrate(Residuals(*(part[0] for part in found)), sigmas, eigenvalues)
 
 
@@ -57,8 +63,8 @@ def test_a_mixture_lies_below_the_linear_bound():
     x = np.random.default_rng(0).choice([-1.0, 1.0], (2000, 1)) + np.zeros((2000, 4))
     x = (x + 0.1 * np.random.default_rng(1).standard_normal(x.shape)).astype(np.float32)
     weights, means = np.float32([0.5, 0.5]), np.float32([[-1] * 4, [1] * 4])
-    score_fn = mixture_score_fn(weights, means, np.full(2, 0.1, np.float32), SIGMAS)
-    rows = calibration(score_fn, x, eigenvalues=np.linalg.eigvalsh(np.cov(x.T)))
+    exact = mixture_score_fn(weights, means, np.full(2, 0.1, np.float32), SIGMAS)
+    rows = calibration(exact, x, eigenvalues=np.linalg.eigvalsh(np.cov(x.T)))
     assert calibration_warnings(rows, SIGMAS) == []
     assert rows[2]["residual"] < 0.5 * rows[2]["gaussian_residual"]
     assert rows[0]["whiteness"] is None  # No images
@@ -84,11 +90,11 @@ def test_a_fault_of_one_level_is_found_and_named(fault):
     exact, broken = exact_score_fn(), 2
     change, message = FAULTS[fault]
 
-    def score_fn(x, level):
+    def broken_fn(x, level):
         s = exact(x, level)
         return jnp.where((level == broken)[:, None, None, None], change(s), s)
 
-    [sentence] = calibration_warnings(calibration(score_fn, examples()), SIGMAS)
+    [sentence] = calibration_warnings(calibration(broken_fn, examples()), SIGMAS)
     assert sentence.startswith(
         f"level {broken} (sigma {SIGMAS[broken]:.3g}) is not well trained: "
     )
@@ -109,3 +115,46 @@ def test_residuals_run_under_jit():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), compiled, plain
     )
+
+
+def test_a_trained_network_with_one_zeroed_embedding_is_found_at_that_level():
+    """A linear network with an embedding for every level, before and after it loses one."""
+    x = examples(1000)
+
+    def init(key, x, level):
+        return {"embedding": jnp.full((len(SIGMAS), 1, 16), 0.5)}
+
+    def apply(params, x, level):
+        flat = x.reshape(len(x), 1, 16) @ BASIS[None]
+        scaled = flat * params["embedding"][level] / jnp.square(SIGMAS[level])[:, None, None]
+        return -(scaled @ BASIS.T[None]).reshape(x.shape)
+
+    trainer = make_trainer((init, apply), annealed_dsm, optax.adam(0.02), SIGMAS)
+    state = fit(trainer, x, num_steps=400, batch_size=128, progress=False)
+    held_out = np.random.default_rng(5).standard_normal((600, 16)) * np.sqrt(VARIANCES)
+    held_out = (held_out @ BASIS.T).reshape(600, *SHAPE).astype(np.float32)
+    whole = calibration(score_fn((init, apply), state.ema_params), held_out)
+    assert calibration_warnings(whole, SIGMAS) == []
+
+    for broken in (1, 4):
+        params = {"embedding": state.ema_params["embedding"].at[broken].set(0.0)}
+        rows = calibration(score_fn((init, apply), params), held_out)
+        [sentence] = calibration_warnings(rows, SIGMAS)
+        assert sentence.startswith(f"level {broken} (sigma {SIGMAS[broken]:.3g})")
+
+        # Chains tell the same.
+        observed = []
+        sample(
+            score_fn((init, apply), params),
+            SIGMAS,
+            number=64,
+            shape=SHAPE,
+            num_steps=60,
+            observe=ChainObserver(0.0),
+            callbacks=[lambda first, trajectory, kept=observed: kept.append(trajectory.observed)],
+            progress=False,
+        )
+        moments = data_moments(x)
+        found = warnings_of(diagnose(observed, moments, 16))
+        [low] = [each for each in found if "smaller than those of a Gaussian" in each]
+        assert low.startswith(f"score_norm 0 at level {broken} ")

@@ -1,7 +1,6 @@
 """The command line: parsing, help, refusals, devices, the cache, and Ctrl-C."""
 
 import functools
-import itertools
 import json
 import os
 import re
@@ -18,8 +17,6 @@ import numpy as np
 import pytest
 from runs import (
     ROOT,
-    assert_same,
-    final_state,
     finished_run,
     flags,
     make_command,
@@ -28,8 +25,6 @@ from runs import (
     run_command,
     samples,
     small,
-    start,
-    started,
     tree,
 )
 
@@ -747,36 +742,6 @@ def test_ctrl_c_ends_at_once_in_one_line(moment, tmp_path):
     _, shown = process.communicate(timeout=120)
     assert (process.returncode, shown) == (130, "score-jax: interrupted\n")
     assert time.monotonic() - begun < 10  # a compile takes far longer
-
-
-def test_kill_in_the_middle_of_training_loses_nothing(tmp_path):
-    """After kill -9, the same command ends with the bits of a run that was never killed."""
-    settings = {
-        "training__num_steps": 300,
-        "training__checkpoint_every": 25,
-        "training__eval_every": 300,
-        "sampling__num_samples": 4,
-        "sampling__batch_size": 4,
-    }
-    words = flags(small(**settings))
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(*words, f"--workdir={killed}", stdout=subprocess.DEVNULL)
-    for _ in itertools.takewhile(lambda _: process.poll() is None, range(3000)):
-        if (killed / "checkpoints" / "100").exists():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not (killed / "samples.npz").exists()
-    steps = [path.name for path in (killed / "checkpoints").iterdir()]
-    done = max(int(name) for name in steps if name.isdigit())
-    assert 100 <= done < 300
-    assert "continues from the checkpoint of step" in started(*words, f"--workdir={killed}")
-    started(*words, f"--workdir={whole}")
-    step, state = final_state(killed)
-    assert step == 300
-    assert_same(state, final_state(whole)[1])
-    np.testing.assert_array_equal(samples(killed)["samples"], samples(whole)["samples"])
 
 
 # Devices

@@ -230,7 +230,7 @@ FLAGS = (
         "number",
         int,
         None,
-        "Number of samples (by default sampling.num_samples; in metrics all), of held-out "
+        "Number of samples (by default sampling.num_samples, and in metrics all), of held-out "
         "examples in likelihood and compare (by default all), or of held-out images, rows, or "
         "samples in figures (by default 8).",
         low=1,
