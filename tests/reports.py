@@ -97,6 +97,7 @@ def write_figures(folder, seed=0, loss=7.6, step=60):
             "step": step,
             "examples": 297,
             "held_out_loss": loss,
+            "held_out_loss_error": 0.1,
             "levels": levels,
             "warnings": [],
         },

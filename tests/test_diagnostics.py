@@ -125,8 +125,9 @@ def test_the_parts_of_a_step_are_its_drift_and_its_noise():
 
 def test_five_times_the_step_size_is_found():
     step_size = default_step_size(annealed_langevin, SIGMAS, 10)
-    healthy = warnings_of(diagnosed(exact_score_fn(), num_steps=10, step_size=step_size))
-    rows = diagnosed(exact_score_fn(), num_steps=10, step_size=5 * step_size)
+    settings = {"num_steps": 10, "number": 4000}
+    healthy = warnings_of(diagnosed(exact_score_fn(), step_size=step_size, **settings))
+    rows = diagnosed(exact_score_fn(), step_size=5 * step_size, **settings)
     found = warnings_of(rows)
     assert healthy == []
     [sentence] = [each for each in found if each.startswith("score_norm")]

@@ -11,9 +11,9 @@ from score_jax.cli.flags import Command
 from score_jax.cli.names import naming
 from score_jax.cli.run import Run, open_run
 from score_jax.evaluation.calibration import (
-    Residuals,
     calibrate,
     calibration_warnings,
+    residual_scalars,
     residuals,
 )
 from score_jax.evaluation.objective import evaluate, map_examples
@@ -49,17 +49,17 @@ def evaluate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             label=label,
             **arguments,
         )
-        # Residuals are kept whole, so there is a limit to the examples.
-        index = calibration_index(run)
+        # The bias needs whole residuals, which may be too large.
+        index, whole = calibration_index(run)
         found = map_examples(
-            residuals,
+            residuals if whole else residual_scalars,
             score_fn,
             x[index],
             run.sigmas,
             label=None if label is None else label[index],
             **arguments,
         )
-    rows = calibrate(Residuals(*(part[0] for part in found)), run.sigmas, _eigenvalues(run))
+    rows = calibrate(jax.tree.map(lambda part: part[0], found), run.sigmas, _eigenvalues(run))
     report = summary(run, losses, rows)
     report["calibration_examples"] = len(index)
     report["warnings"] = calibration_warnings(rows, run.sigmas)
@@ -69,12 +69,17 @@ def evaluate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     return True
 
 
-def calibration_index(run: Run) -> np.ndarray:
-    """Held-out examples of the calibration, evenly spread, whose residuals fit into memory."""
+def calibration_index(run: Run) -> tuple[np.ndarray, bool]:
+    """Held-out examples of the calibration, evenly spread, and if their residuals are kept whole.
+
+    They are kept for as many examples as fit into memory, if these are enough.
+    """
     number = len(run.data.held_out)
     each = 8 * len(run.sigmas) * int(np.prod(run.shape))
-    largest = max(FEWEST_RESIDUALS, RESIDUAL_BYTES // each)
-    return np.linspace(0, number - 1, min(number, largest)).round().astype(int)
+    fitting = RESIDUAL_BYTES // each
+    whole = fitting >= max(FEWEST_RESIDUALS, run.config["training"]["batch_size"])
+    kept = min(number, fitting) if whole else number
+    return np.linspace(0, number - 1, kept).round().astype(int), whole
 
 
 def _eigenvalues(run: Run) -> np.ndarray | None:

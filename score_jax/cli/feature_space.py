@@ -35,8 +35,8 @@ FEATURES = {
 }
 FEWEST_STEPS, MOST_STEPS, EPOCHS = 200, 1000, 10
 """Bounds of the steps of training the classifier, and its passes over the data between them."""
-LARGEST = 50_000
-"""Largest number of images to train the classifier on."""
+LARGEST, LARGEST_BYTES = 50_000, 1_000_000_000
+"""Largest number of images to train the classifier on, and of their bytes as floats."""
 BATCH, SMALL_BATCH = 256, 32
 """Examples at once; of Inception."""
 
@@ -47,7 +47,8 @@ class Space(NamedTuple):
     Attributes:
         name: "classifier", "inception", "pixels", or the dotted path of the user's own.
         function: images -> features, or (features, logits).
-        fingerprint: Text that differs for functions whose features cannot be compared.
+        fingerprint: Text that differs for functions whose features cannot be compared; the name
+            alone for the user's own.
         accuracy: Share of held-out images that the classifier gets right; None for others.
         compiled: False for a function that is not made of JAX operations.
         batch_size: Examples at once.
@@ -188,9 +189,9 @@ def check_space(
             need = "images" if weights else "its weights: --weights=FILE (.pth or .npz)"
             raise ValueError(f"--features=inception needs {need}")
         return
-    if needs_data(name) and (data.train_labels is None or not is_image):
+    if needs_data(name) and ((data.num_classes or 0) < 2 or not is_image):
         raise ValueError(
-            "--features=classifier needs labelled images, which these data are not: choose "
+            "--features=classifier needs images of two classes or more: choose "
             "--features=pixels, --features=inception, or your own as package.module:name"
         )
 
@@ -208,7 +209,9 @@ def _classifier(
     data: Dataset, devices: Sequence[jax.Device], cache: Path | None
 ) -> tuple[Trained, str, float]:
     """The classifier of a data set, its fingerprint, and its accuracy on held-out images."""
-    index = np.linspace(0, len(data.train) - 1, min(len(data.train), LARGEST)).astype(int)
+    fitting = max(1000, LARGEST_BYTES // (4 * int(np.prod(data.train.shape[1:]))))
+    number = min(len(data.train), LARGEST, fitting)
+    index = np.linspace(0, len(data.train) - 1, number).astype(int)
     stored = in_memory(data.train) if len(index) == len(data.train) else data.train[index]
     label = np.asarray(data.train_labels)[index]
     steps = int(np.clip(EPOCHS * len(index) // 128, FEWEST_STEPS, MOST_STEPS))

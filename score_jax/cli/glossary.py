@@ -37,6 +37,7 @@ class Term(NamedTuple):
 
 OVER_EXAMPLES = "standard error over held-out examples"
 BOOTSTRAP = "bootstrap standard error over samples"
+LINE = "standard error of the extrapolated line; at least, since its points share samples"
 ORDER = "standard error, from the order statistics around the median"
 OVER_CHAINS = "standard error over chains"
 UNIT_OF_DATA = "unit of the data"
@@ -57,7 +58,7 @@ METRICS = {
         "FID extrapolated to infinitely many samples (Chong & Forsyth 2020).",
         "squared features",
         LOWER,
-        BOOTSTRAP,
+        LINE,
     ),
     "kid": Term(
         "KID",
@@ -90,7 +91,7 @@ METRICS = {
         "samples.",
         "squared features",
         LOWER,
-        BOOTSTRAP,
+        LINE,
     ),
     "kd_classifier": Term(
         "Kernel distance, own classifier",
@@ -131,7 +132,7 @@ METRICS = {
             "few samples.",
             unit,
             LOWER,
-            BOOTSTRAP,
+            LINE,
         )
         for features, name, unit in (
             ("pixels", "pixels", "squared unit of the data"),
@@ -191,8 +192,8 @@ METRICS = {
     ),
     "floor": Term(
         "Floor",
-        "The same metric with real training images instead of samples: the value of a perfect "
-        "model with as many samples.",
+        "The same metric with other real images instead of samples, as many as the samples if the "
+        "data hold as many: the value of a perfect model.",
         "",
         "",
         "bootstrap standard error, where shown",
@@ -308,8 +309,8 @@ CHAINS = {
     ),
     "spread": Term(
         "Spread",
-        "Root mean square of the state around the mean of the data, divided by its expectation "
-        "sqrt(tr C + D sigma^2), with the covariance C of the data.",
+        "Root mean square of the state around the mean value c of the data, divided by that of "
+        "perturbed data, sqrt(E|x - c|^2 + D sigma^2).",
         "ratio",
         "",
         OVER_CHAINS,

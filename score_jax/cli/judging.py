@@ -1,12 +1,14 @@
 """Metrics of a run's own samples: during training, as a measure of checkpoints, and at its end."""
 
+import functools
 import time
 
 import numpy as np
 
 from score_jax import sampling
-from score_jax.cli import quality, workdir
-from score_jax.cli.run import Run, naming_step_size
+from score_jax.cli import quality
+from score_jax.cli.run import Run
+from score_jax.data.dataset import Dataset
 from score_jax.evaluation.metrics import Estimate
 from score_jax.fitting import Report
 from score_jax.progress import announce
@@ -30,34 +32,43 @@ class RunJudge:
         settings = self._run.config
         return min(settings["training"]["metric_samples"], settings["sampling"]["num_samples"])
 
+    @functools.cached_property
     def obstacle(self) -> str | None:
         """The reason why metrics cannot be computed; None if they can."""
         run = self._run
         if self.number < quality.FEWEST:
-            return f"config.training.metric_samples and num_samples are below {quality.FEWEST}"
+            return (
+                "config.training.metric_samples or config.sampling.num_samples is below "
+                f"{quality.FEWEST}"
+            )
         if not run.has_images:
             return "the data are not images"
-        if run.data.train_labels is None and quality.labelled_data(run.config).num_classes is None:
-            return "the data have no labels"
         if min(len(run.data.held_out), len(run.data.train)) < quality.FEWEST:
-            return f"there are fewer than {quality.FEWEST} held-out examples"
+            return f"a split of the data has fewer than {quality.FEWEST} examples"
+        if (self._data.num_classes or 0) < 2:
+            return "the data have no labels of two or more classes"
         return None
+
+    @functools.cached_property
+    def _data(self) -> Dataset:
+        """The data set with its labels, also for an unconditional network."""
+        run = self._run
+        if run.data.train_labels is not None:
+            return run.data
+        # The images are decoded already; only their labels are missing.
+        source = quality.labelled_data(run.config)
+        return run.data._replace(
+            train_labels=source.train_labels,
+            held_out_labels=source.held_out_labels,
+            num_classes=source.num_classes,
+        )
 
     def prepared(self) -> quality.Judge:
         """Feature function, reference and floor."""
         if self._prepared is None:
             run = self._run
-            data = run.data
-            if data.train_labels is None:
-                # The images are decoded already; only their labels are missing.
-                source = quality.labelled_data(run.config)
-                data = data._replace(
-                    train_labels=source.train_labels,
-                    held_out_labels=source.held_out_labels,
-                    num_classes=source.num_classes,
-                )
             self._prepared = quality.judge(
-                data, run.config, run.devices, number=self.number, shape=run.shape
+                self._data, run.config, run.devices, number=self.number, shape=run.shape
             )
         return self._prepared
 
@@ -66,26 +77,44 @@ class RunJudge:
         return self.prepared().metrics(x[: self.number], progress=False)
 
     def during(self, report: Report) -> dict[str, Estimate]:
-        """Metrics of samples drawn with the averaged parameters of a report; once per step."""
+        """Metrics of samples drawn with the averaged parameters of a report; once per step.
+
+        Empty if a chain is not finite, as it can be early in training.
+        """
         if self._last is None or self._last[0] != report.step:
-            run = self._run
-            with naming_step_size(run):
-                x = sampling.sample(
-                    run.score_fn(report.state.ema_params),
-                    run.sigmas,
-                    label=run.labels(self.number),
-                    progress=False,
-                    **run.sampling(self.number),
-                )
-            self._last = report.step, self.of_samples(run.to_images(x))
+            self._last = report.step, self._drawn(report)
         return self._last[1]
+
+    def _drawn(self, report: Report) -> dict[str, Estimate]:
+        run = self._run
+        try:
+            x = sampling.sample(
+                run.score_fn(report.state.ema_params),
+                run.sigmas,
+                label=run.labels(self.number),
+                progress=False,
+                **run.sampling(self.number),
+            )
+        except FloatingPointError as error:
+            announce(f"no metrics at step {report.step}: {error}")
+            return {}
+        return self.of_samples(run.to_images(x))
 
 
 def judge_final(run: Run, x: np.ndarray, step: int, judge: RunJudge) -> None:
-    """Prints the metrics of the run's samples with their floor, and adds them to quality.json."""
-    reason = judge.obstacle()
-    if reason is not None:
+    """Prints the metrics of the run's samples with their floor, and adds them to quality.json.
+
+    A failure is announced in one sentence: the run and its samples are complete without metrics.
+    """
+    if judge.obstacle is not None:
         return
+    try:
+        _judge_final(run, x, step, judge)
+    except (ValueError, OSError) as error:
+        announce(f"the samples are not judged: {' '.join(str(error).split())}")
+
+
+def _judge_final(run: Run, x: np.ndarray, step: int, judge: RunJudge) -> None:
     begun = time.monotonic()
     found = judge.of_samples(x)
     prepared = judge.prepared()
@@ -99,10 +128,9 @@ def judge_final(run: Run, x: np.ndarray, step: int, judge: RunJudge) -> None:
 
 def is_judged(run: Run, step: int) -> bool:
     """True if quality.json has metrics of the run's samples of this step."""
-    saved = workdir.read_json(run.folder / "quality.json") or {}
     return any(
         entry.get("samples") == "samples.npz" and entry.get("step") == step
-        for entry in saved.get("entries", [])
+        for entry in quality.saved_entries(run.folder)
     )
 
 

@@ -23,6 +23,7 @@ from score_jax.cli.quality import (
     print_entry,
     read_samples,
     reference_of,
+    saved_entries,
 )
 from score_jax.cli.settings import validate
 from score_jax.progress import announce
@@ -51,10 +52,14 @@ def metrics_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             f"--workdir={folder} holds no samples.npz: draw samples with --mode=sample, or name "
             "others with --samples"
         )
-    workdir.read_json(folder / "quality.json")
+    saved_entries(folder)  # Report a damaged file now.
     workdir.check_writable(folder, 1_000_000)
     shape = None if any_shape or data is None else tuple(data.train.shape[1:])
-    x = read_samples(path, "samples", shape)[: options.number]
+    pixels = data is None or data.num_values is not None
+    x = read_samples(path, "samples", shape, pixels)
+    if options.number is not None and options.number < len(x):
+        # Evenly spread over the samples, which can be sorted by class.
+        x = x[np.linspace(0, len(x) - 1, options.number).round().astype(int)]
     check_space(data, options.features, options.weights, x.shape[1:])
     if len(x) < FEWEST:
         raise ValueError(f"--number={options.number} must be at least {FEWEST}")
@@ -85,7 +90,9 @@ def _step_of(path: str) -> int | None:
     if not path.endswith(".npz"):
         return None
     with np.load(path, allow_pickle=False) as content:
-        return int(content["step"]) if "step" in content.files else None
+        step = content["step"] if "step" in content.files else None
+    whole = step is not None and step.shape == () and step.dtype.kind in "iu"
+    return int(step) if whole else None
 
 
 def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
@@ -103,13 +110,19 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         data = labelled_data(command.config)
     kind = (options.features or "classifier").rpartition(":")[2]
     source = split if split in SPLITS else Path(split).stem
-    settings = {"features": options.features or "classifier", "reference": split}
+    settings = {
+        "features": options.features or "classifier",
+        "weights": options.weights,
+        "reference": split,
+        "data": command.config["data"],
+    }
     name = workdir.output_name(folder, f"stats_{kind}_{source}", options.name, settings)
     workdir.check_writable(folder, 50_000_000)
     if split in SPLITS:
         x = Pixels(data, data.train if split == "train" else data.held_out)
     else:
-        x = read_samples(split, "reference", data and tuple(data.train.shape[1:]))
+        shape = None if data is None else tuple(data.train.shape[1:])
+        x = read_samples(split, "reference", shape, data is None or data.num_values is not None)
     check_space(data, options.features, options.weights, x.shape[1:])
 
     shape, cache = x.shape[1:], cache_folder()
@@ -129,6 +142,9 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             settings=json.dumps(settings),
         )
     announce(f"{reference.number} examples of {split}, {described(space)}")
-    written = workdir.command_line("--workdir", folder, "--mode=metrics")
-    announce(f"wrote {folder / name}.npz; use it with {written} --reference={folder / name}.npz")
+    own = ["--features", options.features] if options.features else []
+    own += ["--weights", options.weights] if options.weights else []
+    file = folder / f"{name}.npz"
+    using = workdir.command_line("--workdir", folder, "--mode=metrics", *own, "--reference", file)
+    announce(f"wrote {file}; use it with {using}")
     return True

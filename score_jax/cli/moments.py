@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from score_jax.cli import workdir
-from score_jax.data.transforms import unit_scale
+from score_jax.data.transforms import make_prepare
 from score_jax.evaluation.diagnostics import DataMoments, data_moments
+from score_jax.noise import example_keys, run_keys
 
 EXAMPLES = 4096
 """Largest number of training examples that the moments are taken from."""
+ENOUGH = 4
+"""Smallest number of examples per dimension for which the covariance's eigenvalues are used."""
 
 
 def moments_of(run: Any) -> DataMoments | None:
@@ -23,11 +26,16 @@ def moments_of(run: Any) -> DataMoments | None:
         return _read(run.folder / "moments.json")
     train = run.data.train
     index = np.linspace(0, len(train) - 1, min(len(train), EXAMPLES)).round().astype(int)
-    x = unit_scale(train[index], run.data.num_values, run.config["data"]["dequantize"])
-    x = np.asarray(run.to_network(x))
+    settings, num_values = run.config["data"], run.data.num_values
+    prepare = make_prepare(num_values, dequantize=settings["dequantize"], logit=settings["logit"])
+    keys = example_keys(run_keys(run.config["seed"])["evaluate"], index)
+    x = np.asarray(prepare(keys, train[index])[0])
     # Logits have no range.
     ranged = run.has_pixels and not run.config["data"]["logit"]
-    return data_moments(x, *((0.0, 1.0) if ranged else (None, None)))
+    found = data_moments(x, *((0.0, 1.0) if ranged else (None, None)))
+    if len(x) < ENOUGH * int(np.prod(run.shape)):
+        return found._replace(eigenvalues=None)  # Too few examples for a covariance
+    return found
 
 
 def write_moments(run: Any) -> None:

@@ -125,7 +125,7 @@ def judge(
         splits = {"held_out": Pixels(data, data.held_out), "train": Pixels(data, data.train)}
         found = reference_of(name, splits[name], space, devices, progress)
     else:
-        found = _readreference_of(name, shape, space, devices, progress)
+        found = _read_reference(name, shape, space, devices, progress)
 
     # The floor is the same comparison with real examples that the reference does not hold.
     floor, floor_number = {}, 0
@@ -134,7 +134,7 @@ def judge(
         floor_number = min(number, len(others))
         index = np.random.default_rng(0).permutation(len(others))[:floor_number]
         if floor_number >= FEWEST:
-            outputs = space.outputs(others[np.sort(index)], devices, progress)
+            outputs = space.outputs(others[index], devices, progress)
             floor = as_rows(sample_metrics(outputs, found.outputs, found.moments), space)
     return Judge(
         space=space,
@@ -174,10 +174,11 @@ def _read_reference(
     if file.suffix == ".npz" and file.is_file():
         try:
             with np.load(file, allow_pickle=False) as content:
-                arrays = {key: content[key] for key in content.files}
+                known = {"mu", "sigma"} <= set(content.files)
+                arrays = {key: content[key] for key in content.files} if known else {}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"--reference={path} cannot be read ({error})") from error
-        if {"mu", "sigma"} <= set(arrays):
+        if arrays:
             return _from_statistics(path, arrays, space)
     x = read_samples(path, "reference", None if space.name == "inception" else shape)
     return reference_of(path, x, space, devices, progress)
@@ -203,13 +204,16 @@ def _from_statistics(path: str, arrays: Mapping[str, np.ndarray], space: Space) 
     return Reference(path, count, outputs, Moments(count, mean, covariance))
 
 
-def read_samples(path: str, flag: str, shape: tuple[int, ...] | None) -> np.ndarray:
+def read_samples(
+    path: str, flag: str, shape: tuple[int, ...] | None, pixels: bool = True
+) -> np.ndarray:
     """Samples of a file or folder as floats; images in [0, 1].
 
     Args:
         path: As in `data.image_sets.read_images`.
         flag: Name of the flag that gives the path.
         shape: Shape that they must have; None for any.
+        pixels: If True, floating-point images must lie in [0, 1].
 
     Raises:
         ValueError: If they have another shape, or images are not in [0, 1].
@@ -236,7 +240,7 @@ def read_samples(path: str, flag: str, shape: tuple[int, ...] | None) -> np.ndar
     x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise ValueError(f"--{flag}={path} holds values that are not finite")
-    if x.ndim == 4 and not -1e-3 <= x.min() <= x.max() <= 1 + 1e-3:
+    if pixels and x.ndim == 4 and not -1e-3 <= x.min() <= x.max() <= 1 + 1e-3:
         raise ValueError(
             f"--{flag}={path} holds values from {x.min():.3g} to {x.max():.3g}, but images must "
             "be uint8, or floating-point in [0, 1]"
@@ -275,11 +279,30 @@ def as_entry(
     }
 
 
+def saved_entries(folder: Path) -> list[dict[str, Any]]:
+    """The entries of quality.json; empty if there is no such file.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    content = workdir.read_json(folder / "quality.json") or {}
+    entries = content.get("entries", [])
+    if not isinstance(entries, list) or not all(isinstance(each, dict) for each in entries):
+        raise ValueError(
+            f"{folder / 'quality.json'} does not hold a list of entries: move it away, or restore "
+            "it from a copy"
+        )
+    return entries
+
+
 def add_entry(folder: Path, entry: Mapping[str, Any]) -> None:
     """Adds an entry to quality.json; it replaces the one of the same comparison."""
-    same = ("samples", "features", "reference")
-    saved = (workdir.read_json(folder / "quality.json") or {}).get("entries", [])
-    kept = [other for other in saved if any(other.get(key) != entry[key] for key in same)]
+    same = ("samples", "features", "fingerprint", "reference")
+    kept = [
+        other
+        for other in saved_entries(folder)
+        if any(other.get(key) != entry[key] for key in same)
+    ]
     workdir.write_json(folder / "quality.json", {"entries": [entry, *kept]})
 
 

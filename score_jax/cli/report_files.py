@@ -123,7 +123,6 @@ def _level_chart(
     curves: Sequence[tuple[str, str, str]],
     *,
     at: Number | None = None,
-    line: str = "healthy",
     log: bool = False,
     least: Number | None = None,
 ) -> Chart | None:
@@ -136,7 +135,6 @@ def _level_chart(
         label: Label of the vertical axis.
         curves: (key, name in the legend, style) of each quantity.
         at: Height of a line for the healthy value; None for none.
-        line: Name of that line.
         log: If True, the vertical axis is logarithmic.
         least: A value that the vertical axis holds in any case; None for none.
     """
@@ -148,7 +146,7 @@ def _level_chart(
     if at is not None:
         ends = (min(sigmas), max(sigmas))
         points = tuple(Point(x, at) for x in ends)
-        series.append(Series(line, series[0].key, points, "healthy"))
+        series.append(Series("healthy", series[0].key, points, "healthy"))
     held = [value for each in series for value in _reach(each.points)]
     held += [] if least is None else [least]
     return Chart(
@@ -253,12 +251,10 @@ def diagnostics(content: Mapping[str, Any]) -> dict[str, Any]:
         _level_chart(
             rows,
             "Step-to-noise ratio",
-            "smooth. Langevin steps of ratio r leave chains too wide by 1 / sqrt(1 - r^2) and are "
-            "unstable from 1 on.",
+            "smooth and well below 1. Langevin steps of ratio r leave chains too wide by "
+            "sqrt(1 + r^2).",
             "step / noise",
             (("step_to_noise", "chains", "main"),),
-            at=1.0,
-            line="limit",
             log=True,
         ),
         _level_chart(

@@ -169,7 +169,9 @@ def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, An
     """Writes diagnostics.json for "samples", and prints a warning; the names of the files."""
     if drawn.diagnostics is None:
         return []
-    warnings = warnings_of(drawn.diagnostics)
+    # Chains of one class, or drawn towards their class, spread less than the data.
+    as_data = settings.get("label") is None and settings.get("guidance") is None
+    warnings = warnings_of(drawn.diagnostics, spread=as_data)
     if warnings:
         announce(f"the chains are not healthy: {'; '.join(warnings)}")
     if name != "samples":

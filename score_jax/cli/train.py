@@ -21,6 +21,7 @@ from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
 from score_jax.cli.moments import write_moments
 from score_jax.cli.names import naming
+from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, naming_step_size, open_run
 from score_jax.fitting import Report, fit
@@ -48,6 +49,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         from score_jax.cli.estimate import estimate_training
 
         return estimate_training(run)
+
+    saved_entries(run.folder)  # Report a damaged file now, not after hours.
 
     # Train, unless that is done already.
     judge = RunJudge(dataclasses.replace(run, state=None))
@@ -88,7 +91,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     settings = samples.settings_of(run, number, step=num_steps)
     file = run.folder / "samples.npz"
     saved = samples.saved_settings(file)
-    judged = judge.obstacle() is not None or is_judged(run, num_steps)
+    judged = judge.obstacle is not None or is_judged(run, num_steps)
     if saved == settings:
         announce(f"{file} holds this run's samples already")
         if not judged:
@@ -102,11 +105,19 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         samples.write(run, "samples", drawn, settings)
         judge_final(run, run.to_images(drawn.x), num_steps, judge)
     if saved != settings or not judged or not (run.folder / "report.html").exists():
-        write_report(run.folder, run.data)
+        _write_report(run)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
     return True
+
+
+def _write_report(run: Run) -> None:
+    """Writes report.html; a failure is announced, since the run is complete without it."""
+    try:
+        write_report(run.folder, run.data)
+    except (ValueError, OSError) as error:
+        announce(f"no report: {' '.join(str(error).split())}")
 
 
 def training_arguments(run: Run) -> dict[str, int]:
@@ -125,7 +136,7 @@ def best_by(run: Run, judge: RunJudge) -> Callable[[Report], float] | None:
     name = run.config["training"]["best_by"]
     if name == "held_out_loss":
         return None
-    obstacle = judge.obstacle()
+    obstacle = judge.obstacle
     if obstacle is not None:
         raise ValueError(
             f"config.training.best_by={name!r} cannot be computed, because {obstacle}: use "
@@ -133,7 +144,8 @@ def best_by(run: Run, judge: RunJudge) -> Callable[[Report], float] | None:
         )
 
     def fd_classifier(report: Report) -> float:
-        return judge.during(report)["fd_classifier"].value
+        found = judge.during(report)
+        return found["fd_classifier"].value if found else float("nan")
 
     return fd_classifier
 
@@ -148,7 +160,9 @@ def callbacks(run: Run, log: "Log", judge: RunJudge) -> list[tuple[int, Callable
     ]
     if settings["preview_every"]:
         due.append((settings["preview_every"], lambda report: preview(run, log, report)))
-    if settings["metrics_every"] and judge.obstacle() is None:
+    if settings["metrics_every"] and judge.obstacle is not None:
+        announce(f"computes no metrics during training, because {judge.obstacle}")
+    elif settings["metrics_every"]:
         due.append((settings["metrics_every"], lambda report: _metrics(log, judge, report)))
     return due
 

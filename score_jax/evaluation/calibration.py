@@ -34,14 +34,14 @@ class Residuals(NamedTuple):
         score: sigma^2 |s|^2 / D.
         product: -sigma <z, s> / D, on average equal to `score` for the exact score.
         neighbours: Mean product of r at neighbouring pixels; nan if the data are not images.
-        residual: r itself, [batch, *shape].
+        residual: r itself, [batch, *shape]; None in `residual_scalars`.
     """
 
     square: Losses
     score: Losses
     product: Losses
     neighbours: Losses
-    residual: Batch
+    residual: Batch | None
 
 
 def residuals(keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Sigmas) -> Residuals:
@@ -72,6 +72,13 @@ def residuals(keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Si
         neighbours=neighbours,
         residual=r,
     )
+
+
+def residual_scalars(
+    keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Sigmas
+) -> Residuals:
+    """`residuals` without the residual itself, for large images at many levels."""
+    return residuals(keys, score_fn, x, level, sigmas)._replace(residual=None)
 
 
 def gaussian_residual(sigmas: Any, eigenvalues: Any) -> Float[np.ndarray, "levels"]:
@@ -107,7 +114,9 @@ def calibrate(
         number = len(square)
         slope, slope_error = _ratio(product, score)
         whiteness, whiteness_error = _ratio(near, square)
-        bias, bias_error = _bias(np.asarray(found.residual[:, i], np.float64), sigma)
+        bias = bias_error = None
+        if found.residual is not None:
+            bias, bias_error = _bias(np.asarray(found.residual[:, i], np.float64), sigma)
         rows.append(
             {
                 "residual": float(square.mean()),
@@ -167,7 +176,8 @@ def calibration_warnings(rows: Sequence[dict[str, Any]], sigmas: Sigmas) -> list
                 f"the residual {residual:.3g} exceeds that of the best linear denoiser, "
                 f"{bound:.3g}"
             )
-        if row["bias"] > BIAS * float(sigma) + STANDARD_ERRORS * (row["bias_error"] or 0.0):
+        margin = BIAS * float(sigma) + STANDARD_ERRORS * (row["bias_error"] or 0.0)
+        if row["bias"] is not None and row["bias"] > margin:
             reasons.append(f"the denoised values are off by {row['bias']:.3g} on average")
         if reasons:
             found.append(f"{where} is not well trained: {', and '.join(reasons)}")

@@ -21,6 +21,8 @@ from score_jax.typing import Array, Float, Losses
 
 TOO_FAR = 0.1
 """Relative deviation of spread and score norm above which a level is reported."""
+STANDARD_ERRORS = 5.0
+"""Standard errors by which a value must exceed that in addition."""
 OUTSIDE = 0.2
 """Share of denoised values out of range above which a level is reported."""
 MARGIN = 0.1
@@ -158,7 +160,7 @@ def diagnose(
     parts = zip(*observed, strict=True)
     joined = ChainValues(*(np.concatenate(each, axis=1).astype(np.float64) for each in parts))
     means = ChainValues(*(values.mean(axis=1) for values in joined))
-    expected = np.ones_like(means.sigma)
+    expected = np.full_like(means.sigma, np.nan)
     if data.eigenvalues is not None:
         expected = gaussian_score_norm(means.sigma, data.eigenvalues)
     healthy = data.square + dimension * means.sigma**2
@@ -170,7 +172,7 @@ def diagnose(
                 "index": i,
                 "sigma": float(means.sigma[i]),
                 **_with_error("score_norm", joined.score[i], root=True),
-                "score_norm_expected": float(expected[i]),
+                "score_norm_expected": float(expected[i]) if np.isfinite(expected[i]) else None,
                 **_with_error("step_to_noise", ratio, root=True),
                 **_with_error("out_of_range", joined.outside[i]),
                 **_with_error("spread", joined.spread[i] / healthy[i], root=True),
@@ -192,39 +194,67 @@ def _with_error(name: str, values: np.ndarray, root: bool = False) -> dict[str, 
     return {name: float(mean), f"{name}_error": float(error) if np.isfinite(error) else None}
 
 
-def warnings_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _below_gaussian(row: dict[str, Any], value: float) -> float:
+    """Relative deviation below the score norm of Gaussian data; 0 if that is not known."""
+    expected = row["score_norm_expected"]
+    return 0.0 if expected is None else 1 - value / expected
+
+
+def warnings_of(rows: Sequence[dict[str, Any]], spread: bool = True) -> list[str]:
     """One sentence for each kind of value that is far from that of a healthy run.
 
-    A sentence names the first and the worst level.
+    A value is far if it misses its target by more than a limit and five standard errors. A
+    sentence names the worst level.
+
+    Args:
+        rows: The diagnostics, as `diagnose` makes them.
+        spread: False for chains of a single class, whose spread is not that of the data.
     """
-    found = []
-    too_wide = [row["spread"] - 1 if row["spread"] is not None else 0.0 for row in rows]
-    norms = [
-        (row["score_norm_expected"], row["score_norm"])
-        if row["score_norm"] is not None
-        else (1.0, 1.0)
-        for row in rows
+    kinds = [
+        (
+            "score_norm",
+            lambda row, value: value - 1,
+            "scores are larger than noise of this level allows: the steps are too large, or the "
+            "level is not trained",
+        ),
+        (
+            "score_norm",
+            _below_gaussian,
+            "scores are smaller than those of a Gaussian of the data's covariance: the level is "
+            "not trained",
+        ),
+        (
+            "out_of_range",
+            lambda row, value: value - OUTSIDE + TOO_FAR,
+            "denoised values leave the range of the data",
+        ),
     ]
-    too_large = [norm - 1 for _, norm in norms]
-    too_small = [1 - norm / expected for expected, norm in norms]
-    outside = [row["out_of_range"] or 0.0 for row in rows]
-    kinds = (
-        (too_wide, TOO_FAR, "spread", "chains spread more than perturbed data: the steps are too "
-         "large or too few"),
-        ([-value for value in too_wide], TOO_FAR, "spread", "chains spread less than perturbed "
-         "data: they collapse, or the start is too narrow"),
-        (too_large, TOO_FAR, "score_norm", "scores are larger than noise of this level allows: "
-         "the steps are too large, or the level is not trained"),
-        (too_small, TOO_FAR, "score_norm", "scores are smaller than those of a Gaussian of the "
-         "data's covariance: the level is not trained"),
-        (outside, OUTSIDE, "out_of_range", "denoised values leave the range of the data"),
-    )  # fmt: skip
-    for values, limit, name, meaning in kinds:
-        bad = [i for i, value in enumerate(values) if value > limit]
+    if spread:
+        kinds += [
+            (
+                "spread",
+                lambda row, value: value - 1,
+                "chains spread more than perturbed data: the steps are too large or too few",
+            ),
+            (
+                "spread",
+                lambda row, value: 1 - value,
+                "chains spread less than perturbed data: they collapse, or the start is too "
+                "narrow",
+            ),
+        ]
+    found = []
+    for name, deviation, meaning in kinds:
+        bad = {}
+        for row in rows:
+            value, error = row[name], row[f"{name}_error"]
+            if value is None or error is None:
+                continue
+            if deviation(row, value) > TOO_FAR + STANDARD_ERRORS * error:
+                bad[row["index"]] = deviation(row, value)
         if not bad:
             continue
-        worst = max(bad, key=lambda i: values[i])
-        row = rows[worst]
+        row = rows[max(bad, key=bad.get)]
         where = f"level {row['index']} (sigma {row['sigma']:.3g})"
         number = f"{len(bad)} of {len(rows)} levels"
         found.append(f"{name} {row[name]:.3g} at {where}, {number} affected: {meaning}")

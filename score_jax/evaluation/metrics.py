@@ -95,6 +95,13 @@ def _chunks(x: np.ndarray, index: np.ndarray | None = None) -> Iterator[np.ndarr
         yield x[chosen if index is None else index[chosen]]
 
 
+def _some(x: np.ndarray, largest: int, seed: int) -> np.ndarray:
+    """At most `largest` examples, chosen at random: they can be sorted by class."""
+    if len(x) <= largest:
+        return x
+    return x[np.random.default_rng(seed).permutation(len(x))[:largest]]
+
+
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Frechet distance between two Gaussians; FID if the features are Inception's.
 
@@ -399,7 +406,7 @@ def sample_metrics(
             found[name] = Estimate(float(values[0]), float(np.std(values[1:], ddof=1)))
 
     if reference is not None:
-        near, real = x[:largest], reference.features[:largest]
+        near, real = _some(x, largest, seed), _some(reference.features, largest, seed)
         add(("kernel_distance",), lambda c: [_kernel_distances(near, real, c)], len(near))
         add(Coverings._fields, lambda c: _coverings(near, real, c, 3, 5), len(near))
     if samples.probabilities is not None:
