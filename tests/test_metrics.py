@@ -48,6 +48,16 @@ def test_frechet_distance_of_commuting_gaussians_is_the_closed_form():
     assert frechet_distance(first, first) == pytest.approx(0, abs=1e-7)
 
 
+def test_frechet_distance_of_fewer_samples_than_features_is_the_same():
+    """The short way by a Gram matrix against the definition."""
+    x, y = gaussian(20, 30, mean=3.0), gaussian(80, 30, seed=1)
+    found = sample_metrics(Outputs(x), Outputs(y), num_resamples=20)
+    expected = frechet_distance(moments([x]), moments([y]))
+    assert found["frechet_distance"].value == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="must be finite"):
+        sample_metrics(Outputs(np.full((20, 30), np.nan)), Outputs(y))
+
+
 def test_the_extrapolation_removes_the_bias_of_few_samples():
     """Between samples of one Gaussian the distance is positive, and its limit 0."""
     x = gaussian(4000, 20)

@@ -122,6 +122,30 @@ def _frechet(a: Moments, b: Moments, root_a: np.ndarray) -> float:
     return float(means + np.trace(a.covariance) + np.trace(b.covariance) - 2 * trace_root)
 
 
+def _distances_to(reference: Moments, features: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The function from indices of some rows of `features` to their Frechet distance."""
+    root = _square_root(reference.covariance)
+    if len(features) >= features.shape[1]:
+        return lambda index: _frechet(reference, moments(_chunks(features, index)), root)
+    x = np.asarray(features, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError("features must be finite: check the images and the network")
+    projected = x @ root
+
+    def distance(index: np.ndarray) -> float:
+        # Of fewer rows than dimensions: the eigenvalues other than 0 are those of a Gram matrix.
+        own, image = x[index], projected[index]
+        mean = own.mean(axis=0)
+        image = image - image.mean(axis=0)
+        eigenvalues = np.linalg.eigvalsh(image @ image.T / (len(own) - 1))
+        trace = np.sum((own - mean) ** 2) / (len(own) - 1)
+        trace_root = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+        means = np.sum((mean - reference.mean) ** 2)
+        return float(means + trace + np.trace(reference.covariance) - 2 * trace_root)
+
+    return distance
+
+
 def _square_root(covariance: np.ndarray) -> np.ndarray:
     """Symmetric square root of a positive semidefinite matrix."""
     values, vectors = np.linalg.eigh(covariance)
@@ -154,16 +178,18 @@ def unlimited_frechet_distance(
 
     Reference: Chong & Forsyth (2020), "Effectively unbiased FID and Inception score".
     """
-    number = len(features)
-    if number < 8:
-        raise ValueError(f"the extrapolation needs at least 8 samples, got {number}")
-    root = _square_root(reference.covariance)
+    if len(features) < 8:
+        raise ValueError(f"the extrapolation needs at least 8 samples, got {len(features)}")
+    return _extrapolated(_distances_to(reference, features), len(features), seed, num_sizes)
+
+
+def _extrapolated(
+    distance: Callable[[np.ndarray], float], number: int, seed: int, num_sizes: int = 15
+) -> Estimate:
+    """The limit of the distances of random subsets; `distance` takes indices of `number` rows."""
     rng = np.random.default_rng(seed)
     sizes = np.linspace(number // 4, number, num_sizes).astype(int)
-    distances = []
-    for size in sizes:
-        chosen = rng.permutation(number)[:size]
-        distances.append(_frechet(reference, moments(_chunks(features, chosen)), root))
+    distances = [distance(rng.permutation(number)[:size]) for size in sizes]
     line = np.stack([np.ones(num_sizes), 1 / sizes], axis=1)
     solution, *_ = np.linalg.lstsq(line, np.asarray(distances), rcond=None)
     residual = distances - line @ solution
@@ -387,16 +413,12 @@ def sample_metrics(
 
     found = {}
     few = num_resamples if x.shape[1] <= 512 else max(2, num_resamples // 10)
-    root = _square_root(reference_moments.covariance)
-    distances = []
-    for counts in resample_counts(len(x), few, seed):
-        resample = _chunks(x, np.repeat(np.arange(len(x)), counts))
-        distances.append(_frechet(reference_moments, moments(resample), root))
-    value = _frechet(reference_moments, moments(_chunks(x)), root)
+    distance, every = _distances_to(reference_moments, x), np.arange(len(x))
+    distances = [distance(np.repeat(every, n)) for n in resample_counts(len(x), few, seed)]
+    value = distance(every)
     found["frechet_distance"] = Estimate(value, float(np.std(distances, ddof=1)))
     if len(x) >= 8:
-        limit = unlimited_frechet_distance(x, reference_moments, seed=seed)
-        found["unlimited_frechet_distance"] = limit
+        found["unlimited_frechet_distance"] = _extrapolated(distance, len(x), seed)
 
     def add(names: tuple[str, ...], function: Callable, number: int) -> None:
         # Row 0 is the sample itself, the others are resamples.
