@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import assert_same
 
 from score_jax.cli.feature_space import Pixels, metric_name, quantized
 from score_jax.data import sources
 from score_jax.evaluation.classifier import accuracy, classifier_features, train_classifier
 from score_jax.evaluation.features import extract, feature_batches, flat_pixels
 from score_jax.evaluation.metrics import Outputs
-from tests.runs import assert_same
 
 X = np.random.default_rng(0).random((23, 4, 4, 1), np.float32)
 

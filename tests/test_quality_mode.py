@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from runs import make_command, run_command, run_mode, small, train
 
 from score_jax.cli import feature_space
 from score_jax.data import sources
 from score_jax.evaluation.metrics import Outputs, sample_metrics
-from tests.runs import make_command, run_command, run_mode, small, train
 
 TINY = {
     "training__num_steps": 4,
