@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import assert_same
 
-from score_jax.cli.feature_space import Pixels, metric_name, quantized
+from score_jax.cli.feature_space import metric_name, quantized, rescaled
 from score_jax.data import sources
 from score_jax.evaluation.classifier import accuracy, classifier_features, train_classifier
 from score_jax.evaluation.features import extract, feature_batches, flat_pixels
@@ -60,7 +60,7 @@ def test_features_must_be_a_matrix():
 @functools.cache
 def trained():
     data = sources.digits()
-    x = Pixels(data, data.train)[:]
+    x = rescaled(data, data.train)[:]
     return train_classifier(
         x, data.train_labels, 10, num_steps=60, devices=jax.devices()[:2], progress=False
     )
@@ -68,16 +68,18 @@ def trained():
 
 def test_the_classifier_learns_the_digits():
     data = sources.digits()
-    found = accuracy(trained(), Pixels(data, data.held_out), data.held_out_labels, progress=False)
+    found = accuracy(
+        trained(), rescaled(data, data.held_out), data.held_out_labels, progress=False
+    )
     assert found > 0.9
-    features = extract(classifier_features(trained()), Pixels(data, data.train), progress=False)
+    features = extract(classifier_features(trained()), rescaled(data, data.train), progress=False)
     assert np.mean(features.features**2) == pytest.approx(1, rel=1e-3)
     assert features.features.shape == (1500, 128)
 
 
 def test_training_is_deterministic():
     data = sources.digits()
-    arguments = (Pixels(data, data.train)[:], data.train_labels, 10)
+    arguments = (rescaled(data, data.train)[:], data.train_labels, 10)
     settings = {"num_steps": 12, "devices": jax.devices()[:2], "progress": False}
     assert_same(
         train_classifier(*arguments, **settings).params,
@@ -97,7 +99,7 @@ def test_the_classifier_takes_bytes_and_odd_sizes():
 def test_samples_are_compared_as_the_pixels_that_data_can_hold():
     data = sources.digits()
     stored = data.train[:50]
-    exact = Pixels(data, stored)[:]
+    exact = rescaled(data, stored)[:]
     np.testing.assert_array_equal(exact, stored.astype(np.float32) / 16)
     u = np.random.default_rng(0).random(stored.shape)
     np.testing.assert_array_equal(quantized((stored + u) / 17, 17, True), exact)

@@ -20,6 +20,7 @@ from score_jax.cli.run import Run, open_run
 from score_jax.cli.settings import completed
 from score_jax.continuous_score import at_sigmas
 from score_jax.data import sources
+from score_jax.data.dataset import spread_index
 from score_jax.data.transforms import logit_log_volume, make_prepare
 from score_jax.evaluation.comparison import compare
 from score_jax.evaluation.densities import log_likelihood
@@ -67,7 +68,7 @@ def compare_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         raise ValueError("--mode=compare needs two or more held-out examples: use --number=2")
 
     # Examples evenly spread over the held-out set, which can be sorted by class.
-    index = np.linspace(0, available - 1, number).round().astype(np.int32)
+    index = spread_index(available, number)
     held_out = data.held_out[index] if number < available else data.held_out
     labels = [None if each is None else each[index] for each in labels]
     seed, draws = command.config["seed"], options.draws or DRAWS
@@ -91,7 +92,7 @@ def compare_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     return True
 
 
-# What is compared
+# Runs, their data and the objectives
 
 
 def run_folders(workdirs: str | None) -> list[str]:

@@ -10,6 +10,7 @@ from score_jax.cli import build, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.names import naming
 from score_jax.cli.run import Run, open_run
+from score_jax.data.dataset import spread_index
 from score_jax.evaluation.calibration import (
     calibrate,
     calibration_warnings,
@@ -79,7 +80,7 @@ def calibration_index(run: Run) -> tuple[np.ndarray, bool]:
     fitting = RESIDUAL_BYTES // each
     whole = fitting >= max(FEWEST_RESIDUALS, run.config["training"]["batch_size"])
     kept = min(number, fitting) if whole else number
-    return np.linspace(0, number - 1, kept).round().astype(int), whole
+    return spread_index(number, kept), whole
 
 
 def _eigenvalues(run: Run) -> np.ndarray | None:

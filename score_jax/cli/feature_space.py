@@ -14,9 +14,9 @@ import numpy as np
 
 from score_jax.cli import workdir
 from score_jax.cli.names import resolve
+from score_jax.cli.scaled import ScaledExamples
 from score_jax.cli.table import is_own
-from score_jax.data.dataset import Dataset, in_memory
-from score_jax.data.transforms import rescale
+from score_jax.data.dataset import Dataset, in_memory, spread_index
 from score_jax.evaluation.classifier import (
     Trained,
     accuracy,
@@ -72,10 +72,6 @@ class Space(NamedTuple):
             progress=progress and len(x) > 4 * self.batch_size,
         )
 
-    def named(self, metric: str) -> str:
-        """The name under which a metric of `metrics.sample_metrics` is reported."""
-        return metric_name(metric, self.name)
-
 
 SHORT = {"frechet_distance": "fd", "unlimited_frechet_distance": "fd", "kernel_distance": "kd"}
 
@@ -96,20 +92,9 @@ def metric_name(metric: str, features: str) -> str:
     return f"{SHORT[metric]}_{own}{unlimited}" if metric in SHORT else metric
 
 
-class Pixels:
-    """Stored examples as floats, as feature functions take them; pixels v as v / (values - 1)."""
-
-    def __init__(self, data: Dataset, x: Any):
-        self._x = x
-        self._num_values = data.num_values
-        self.shape = x.shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        x = np.asarray(self._x[index])
-        return x.astype(np.float32) if self._num_values is None else rescale(x, self._num_values)
+def rescaled(data: Dataset, stored: Any) -> ScaledExamples:
+    """Stored examples as feature functions take them; pixels v as v / (values - 1)."""
+    return ScaledExamples(stored, data.num_values, dequantized=False)
 
 
 def quantized(x: np.ndarray, num_values: int | None, dequantized: bool) -> np.ndarray:
@@ -211,7 +196,7 @@ def _classifier(
     """The classifier of a data set, its fingerprint, and its accuracy on held-out images."""
     fitting = max(1000, LARGEST_BYTES // (4 * int(np.prod(data.train.shape[1:]))))
     number = min(len(data.train), LARGEST, fitting)
-    index = np.linspace(0, len(data.train) - 1, number).astype(int)
+    index = spread_index(len(data.train), number)
     stored = in_memory(data.train) if len(index) == len(data.train) else data.train[index]
     label = np.asarray(data.train_labels)[index]
     steps = int(np.clip(EPOCHS * len(index) // 128, FEWEST_STEPS, MOST_STEPS))
@@ -228,11 +213,11 @@ def _classifier(
         return kept[0], f"classifier {fingerprint}", kept[1]
 
     size = -(-128 // len(devices)) * len(devices)
-    x = np.asarray(Pixels(data, stored)[:])
+    x = np.asarray(rescaled(data, stored)[:])
     trained = train_classifier(
         x, label, data.num_classes, num_steps=steps, batch_size=size, devices=devices
     )
-    held_out = Pixels(data, data.held_out)
+    held_out = rescaled(data, data.held_out)
     found = accuracy(
         trained,
         held_out,
@@ -288,4 +273,4 @@ def described(space: Space) -> str:
 
 def as_rows(metrics: Mapping[str, Any], space: Space) -> dict[str, Any]:
     """Metrics under the names by which they are reported."""
-    return {space.named(name): estimate for name, estimate in metrics.items()}
+    return {metric_name(name, space.name): estimate for name, estimate in metrics.items()}

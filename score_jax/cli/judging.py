@@ -5,8 +5,7 @@ import time
 
 import numpy as np
 
-from score_jax import sampling
-from score_jax.cli import quality
+from score_jax.cli import quality, samples, workdir
 from score_jax.cli.run import Run
 from score_jax.data.dataset import Dataset
 from score_jax.evaluation.metrics import Estimate
@@ -88,13 +87,7 @@ class RunJudge:
     def _drawn(self, report: Report) -> dict[str, Estimate]:
         run = self._run
         try:
-            x = sampling.sample(
-                run.score_fn(report.state.ema_params),
-                run.sigmas,
-                label=run.labels(self.number),
-                progress=False,
-                **run.sampling(self.number),
-            )
+            x = samples.draw_quietly(run, report.state.ema_params, self.number)
         except FloatingPointError as error:
             announce(f"no metrics at step {report.step}: {error}")
             return {}
@@ -141,7 +134,5 @@ def add_scalars(writer, found: dict[str, Estimate], step: int) -> None:
 
 
 def _add_to_events(run: Run, found: dict[str, Estimate], step: int) -> None:
-    import tensorboardX
-
-    with tensorboardX.SummaryWriter(str(run.folder), purge_step=step + 1) as writer:
+    with workdir.event_writer(run.folder, step) as writer:
         add_scalars(writer, found, step)

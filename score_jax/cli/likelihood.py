@@ -10,6 +10,7 @@ import numpy as np
 from score_jax.cli import workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.run import Run, open_run
+from score_jax.data.dataset import spread_index
 from score_jax.data.transforms import dequantize, logit_log_volume, make_prepare
 from score_jax.evaluation.densities import Likelihood, log_likelihood
 from score_jax.likelihood import bits_per_dimension
@@ -44,7 +45,7 @@ def likelihood_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     number = available if wanted is None else min(wanted, available)
 
     # Examples evenly spread over the held-out set, which can be sorted by class.
-    index = np.linspace(0, available - 1, number).round().astype(np.int32)
+    index = spread_index(available, number)
     labels = run.data.held_out_labels
     prepare = build_prepare(run)
     mean, variance = moments(run, prepare)
@@ -101,7 +102,7 @@ def moments(run: Run, prepare: Callable) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of each dimension of the prepared training examples, float32 [*shape]."""
     train = run.data.train
     number = min(len(train), FOR_PRIOR)
-    index = np.linspace(0, len(train) - 1, number).round().astype(np.int32)
+    index = spread_index(len(train), number)
     key = run_keys(run.config["seed"])["evaluate"]
     total = np.zeros((2, *run.shape))
     for first in range(0, number, CHUNK):

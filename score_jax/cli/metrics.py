@@ -10,7 +10,7 @@ import numpy as np
 
 from score_jax.cli import workdir
 from score_jax.cli.cache import cache_folder
-from score_jax.cli.feature_space import Pixels, check_space, choose_space, described, needs_data
+from score_jax.cli.feature_space import check_space, choose_space, described, needs_data, rescaled
 from score_jax.cli.flags import Command
 from score_jax.cli.quality import (
     FEWEST,
@@ -26,6 +26,7 @@ from score_jax.cli.quality import (
     saved_entries,
 )
 from score_jax.cli.settings import validate
+from score_jax.data.dataset import spread_index
 from score_jax.progress import announce
 
 KEPT = 10_000
@@ -59,7 +60,7 @@ def metrics_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     x = read_samples(path, "samples", shape, pixels)
     if options.number is not None and options.number < len(x):
         # Evenly spread over the samples, which can be sorted by class.
-        x = x[np.linspace(0, len(x) - 1, options.number).round().astype(int)]
+        x = x[spread_index(len(x), options.number)]
     check_space(data, options.features, options.weights, x.shape[1:])
     if len(x) < FEWEST:
         raise ValueError(f"--number={options.number} must be at least {FEWEST}")
@@ -119,7 +120,7 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     name = workdir.output_name(folder, f"stats_{kind}_{source}", options.name, settings)
     workdir.check_writable(folder, 50_000_000)
     if split in SPLITS:
-        x = Pixels(data, data.train if split == "train" else data.held_out)
+        x = rescaled(data, data.train if split == "train" else data.held_out)
     else:
         shape = None if data is None else tuple(data.train.shape[1:])
         x = read_samples(split, "reference", shape, data is None or data.num_values is not None)
@@ -130,7 +131,7 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     reference = reference_of(split, x, space, devices, True)
     folder.mkdir(parents=True, exist_ok=True)
     # Examples evenly spread over the set, which can be sorted by class.
-    kept = np.linspace(0, reference.number - 1, min(reference.number, KEPT)).astype(int)
+    kept = spread_index(reference.number, min(reference.number, KEPT))
     with workdir.replacing(folder / f"{name}.npz") as path, path.open("wb") as file:
         np.savez(
             file,

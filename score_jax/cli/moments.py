@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from score_jax.cli import workdir
+from score_jax.data.dataset import spread_index
 from score_jax.data.transforms import make_prepare
 from score_jax.evaluation.diagnostics import DataMoments, data_moments
 from score_jax.noise import example_keys, run_keys
@@ -25,7 +26,7 @@ def moments_of(run: Any) -> DataMoments | None:
     if run.data is None:
         return _read(run.folder / "moments.json")
     train = run.data.train
-    index = np.linspace(0, len(train) - 1, min(len(train), EXAMPLES)).round().astype(int)
+    index = spread_index(len(train), min(len(train), EXAMPLES))
     settings, num_values = run.config["data"], run.data.num_values
     prepare = make_prepare(num_values, dequantize=settings["dequantize"], logit=settings["logit"])
     keys = example_keys(run_keys(run.config["seed"])["evaluate"], index)

@@ -16,12 +16,12 @@ import numpy as np
 from score_jax.cli import build, workdir
 from score_jax.cli.cache import cache_folder
 from score_jax.cli.feature_space import (
-    Pixels,
     Space,
     as_rows,
     choose_space,
     described,
     quantized,
+    rescaled,
 )
 from score_jax.data.dataset import Dataset
 from score_jax.data.files import ImageTransform
@@ -75,7 +75,7 @@ class Judge:
     devices: Sequence[jax.Device]
 
     def metrics(self, x: Any, progress: bool = True) -> dict[str, Estimate]:
-        """Metrics of samples [number, *shape] in [0, 1], by the names of `Space.named`."""
+        """Metrics of samples [number, *shape] in [0, 1], named by `metric_name`."""
         x = quantized(np.asarray(x), self.num_values, self.dequantized)
         outputs = self.space.outputs(x, self.devices, progress)
         found = sample_metrics(outputs, self.reference.outputs, self.reference.moments)
@@ -122,7 +122,7 @@ def judge(
     name = reference or default_reference(features)
     splits = {}
     if name in SPLITS:
-        splits = {"held_out": Pixels(data, data.held_out), "train": Pixels(data, data.train)}
+        splits = {"held_out": rescaled(data, data.held_out), "train": rescaled(data, data.train)}
         found = reference_of(name, splits[name], space, devices, progress)
     else:
         found = _read_reference(name, shape, space, devices, progress)
@@ -156,9 +156,7 @@ def reference_of(
             f"--reference={name} has {len(x)} examples, but at least {FEWEST} are needed"
         )
     outputs = space.outputs(x, devices, progress)
-    size = 4096
-    chunks = (outputs.features[first : first + size] for first in range(0, len(x), size))
-    return Reference(name, len(x), outputs, moments(chunks))
+    return Reference(name, len(x), outputs, moments([outputs.features]))
 
 
 def default_reference(features: str | None) -> str:

@@ -1,6 +1,6 @@
 """Charts and numbers of a report, made of the content of the JSON files in a workdir.
 
-A function raises MissingError if the content lacks what it shows, and KeyError, TypeError or
+A function raises MissingError if its part of the content is missing, and KeyError, TypeError or
 ValueError if it does not have the expected form.
 """
 
@@ -291,7 +291,7 @@ def provenance(content: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]
 
 
 def _origin(content: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry of provenance.json, with None for what it lacks."""
+    """One entry of provenance.json; missing values are None."""
     git = content.get("git")
     return {
         "command": str(content["command"]),

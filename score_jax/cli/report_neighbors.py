@@ -18,7 +18,7 @@ from score_jax.cli.report_images import (
     sheet,
 )
 from score_jax.cli.scaled import ScaledExamples
-from score_jax.data.dataset import Dataset
+from score_jax.data.dataset import Dataset, spread_index
 from score_jax.evaluation.neighbors import nearest_neighbors
 
 NUMBER = 5
@@ -100,7 +100,7 @@ def find_neighbors(
 
     # Compare with training examples, evenly spaced if there are too many.
     number = min(len(data.train), max(1, TRAINING_VALUES // size))
-    index = np.linspace(0, len(data.train) - 1, number).astype(np.int64)
+    index = spread_index(len(data.train), number)
     scaling = (data.num_values, settings["dequantize"])
     train = ScaledExamples(data.train, *scaling, index)
     affordable = max(SHOWN, int(COMPARISONS // (number * size)))

@@ -98,7 +98,7 @@ def _restoration(file: Path, held: Mapping[str, np.ndarray]) -> Restoration:
             values.append(("std", *_root_mean(squares.sum(axes) / weight.sum())))
     shown = {name: settings.get(name) for name in ("step", "seed", "label", "image")}
     picture = file.with_suffix(".png")
-    rows = min(len(originals), 20)  # Of the picture, as the modes write it.
+    rows = min(len(originals), 20)  # Rows of the picture that the modes write
     shape = ("", 0, 0) if not picture.is_file() else _picture(picture, ROWS / rows)
     listed = [(name, value) for name, value in shown.items() if value is not None]
     cut = rows > ROWS

@@ -18,6 +18,7 @@ from score_jax.cli.table import WHOLE_CHAIN
 from score_jax.evaluation.diagnostics import diagnose, warnings_of
 from score_jax.progress import announce
 from score_jax.samplers.loop import Trajectory, snapshot_levels
+from score_jax.typing import Params
 
 NAMES = ("method", "num_frames")
 GRID = 100
@@ -120,6 +121,17 @@ def draw(run: Run, score_fn: Callable[..., Any], number: int, labels: np.ndarray
     return Drawn(x, labels, np.concatenate(frames, axis=1), sigmas, diagnostics, seconds)
 
 
+def draw_quietly(run: Run, params: Params, number: int) -> np.ndarray:
+    """Final states of the first chains, by the program of `draw`, without progress."""
+    return sampling.sample(
+        run.score_fn(params),
+        run.sigmas,
+        label=run.labels(number),
+        progress=False,
+        **run.sampling(number),
+    )
+
+
 def write(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> None:
     """Writes samples as `name`.npz and `name`.png, and the chains' way as an animation.
 
@@ -190,10 +202,8 @@ def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, An
 
 def _add_to_log(run: Run, picture: np.ndarray, step: int, seconds: float) -> None:
     """Adds the run's own samples to metrics.json and to TensorBoard's events."""
-    import tensorboardX
-
     log = workdir.read_json(run.folder / "metrics.json") or {}
     log.setdefault("seconds", {})["sample"] = round(seconds, 3)
     workdir.write_json(run.folder / "metrics.json", log)
-    with tensorboardX.SummaryWriter(str(run.folder), purge_step=step + 1) as writer:
+    with workdir.event_writer(run.folder, step) as writer:
         writer.add_image("samples", picture, step, dataformats="HWC")

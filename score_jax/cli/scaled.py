@@ -26,10 +26,15 @@ class ScaledExamples:
         self._stored, self._num_values, self._dequantized = stored, num_values, dequantized
         self.index = np.arange(len(stored)) if index is None else index
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of examples, and the shape of one."""
+        return (len(self), *self._stored.shape[1:])
+
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return self.at(np.arange(len(self))[rows])
 
     def at(self, positions: np.ndarray) -> np.ndarray:

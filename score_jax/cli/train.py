@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax import sampling
 from score_jax.cli import images, provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
@@ -208,7 +207,7 @@ class Log:
         self._content: dict[str, Any] = {}
 
     def __enter__(self) -> "Log":
-        self.writer = event_writer(self._run, self._first)
+        self.writer = workdir.event_writer(self._run.folder, self._first)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -257,13 +256,6 @@ class Log:
         return f"trained in {seconds['train']:.1f} s (and {seconds['compile']:.1f} s to compile)"
 
 
-def event_writer(run: Run, step: int):
-    """A TensorBoard writer, which replaces the events after `step`."""
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(str(run.folder), purge_step=step + 1)
-
-
 def preview(run: Run, log: Log, report: Report) -> None:
     """Writes a small grid of the chains as they would end now; the same chains each time."""
     due = report.step % run.config["training"]["preview_every"] == 0
@@ -273,13 +265,7 @@ def preview(run: Run, log: Log, report: Report) -> None:
         announce("drawing a preview; the first one compiles the sampler ...")
     number = run.chains_at_once(run.config["sampling"]["num_samples"])
     with naming_step_size(run):
-        x = sampling.sample(
-            run.score_fn(report.state.ema_params),
-            run.sigmas,
-            label=run.labels(number),
-            progress=False,
-            **run.sampling(number),
-        )
+        x = samples.draw_quietly(run, report.state.ema_params, number)
     picture = run.picture(run.to_images(x[:PREVIEWS]), columns=6, pixels=360)
     with workdir.replacing(run.folder / "preview.png") as path:
         images.save_png(path, picture)

@@ -95,6 +95,14 @@ def in_memory(images: np.ndarray | LazyImages) -> np.ndarray:
     return decoded
 
 
+def spread_index(number: int, kept: int) -> np.ndarray:
+    """Positions of `kept` of `number` examples, evenly spread, as they can be sorted by class.
+
+    int32 [kept], all positions if `kept` is `number`.
+    """
+    return np.linspace(0, number - 1, kept).round().astype(np.int32)
+
+
 def split_examples(num_examples: int, name: str = "the data") -> tuple[np.ndarray, np.ndarray]:
     """Holds out one tenth of the examples, at least one, chosen by a fixed permutation.
 

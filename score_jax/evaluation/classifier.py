@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_jax.data.dataset import batch_index
+from score_jax.data.dataset import batch_index, spread_index
 from score_jax.devices import (
     AXIS,
     check_divides,
@@ -81,7 +81,7 @@ def train_classifier(
             f"x is {list(x.shape)} with {len(label)} labels, but must be [examples, height, "
             "width, channels] with one label each"
         )
-    part = as_floats(x[np.linspace(0, len(x) - 1, min(len(x), 5000)).astype(int)])
+    part = as_floats(x[spread_index(len(x), min(len(x), 5000))])
     trained = Trained(None, num_classes, float(np.mean(part)), float(np.std(part)) or 1.0)
     network = _network(trained)
     schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)

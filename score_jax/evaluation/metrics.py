@@ -8,7 +8,7 @@ All of them take arrays of features or of class probabilities, from any function
 compute in float64. They run on the host: nothing here is differentiated.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -67,12 +67,12 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
     Reference: Chan, Golub & LeVeque (1983), for merging the moments of two sets.
     """
     count, mean, scatter = 0, 0.0, 0.0
-    for batch in batches:
-        x = np.asarray(batch, np.float64)
+    # Large batches in pieces, so that float64 copies stay small.
+    pieces = (batch[i : i + CHUNK] for batch in batches for i in range(0, len(batch), CHUNK))
+    for piece in pieces:
+        x = np.asarray(piece, np.float64)
         if not np.isfinite(x).all():
             raise ValueError("features must be finite: check the images and the network")
-        if not len(x):
-            continue
         # Centre each batch first, so that large means cost no digits.
         own_mean = x.mean(axis=0)
         centred = x - own_mean
@@ -85,14 +85,6 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
     if count < 2:
         raise ValueError(f"moments need two examples or more, got {count}")
     return Moments(count, mean, scatter / (count - 1))
-
-
-def _chunks(x: np.ndarray, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Batches of the features, or of those at `index`, that keep float64 copies small."""
-    number = len(x) if index is None else len(index)
-    for first in range(0, number, CHUNK):
-        chosen = slice(first, first + CHUNK)
-        yield x[chosen if index is None else index[chosen]]
 
 
 def _some(x: np.ndarray, largest: int, seed: int) -> np.ndarray:
@@ -126,14 +118,14 @@ def _distances_to(reference: Moments, features: np.ndarray) -> Callable[[np.ndar
     """The function from indices of some rows of `features` to their Frechet distance."""
     root = _square_root(reference.covariance)
     if len(features) >= features.shape[1]:
-        return lambda index: _frechet(reference, moments(_chunks(features, index)), root)
+        return lambda index: _frechet(reference, moments([features[index]]), root)
     x = np.asarray(features, np.float64)
     if not np.isfinite(x).all():
         raise ValueError("features must be finite: check the images and the network")
     projected = x @ root
 
     def distance(index: np.ndarray) -> float:
-        # Of fewer rows than dimensions: the eigenvalues other than 0 are those of a Gram matrix.
+        # With fewer rows than dimensions, the nonzero eigenvalues are those of a Gram matrix.
         own, image = x[index], projected[index]
         mean = own.mean(axis=0)
         image = image - image.mean(axis=0)
@@ -404,7 +396,7 @@ def sample_metrics(
     if reference_moments is None:
         if reference is None:
             raise ValueError("give the features of a reference, or its moments")
-        reference_moments = moments(_chunks(reference.features))
+        reference_moments = moments([reference.features])
     if x.shape[1] != len(reference_moments.mean):
         raise ValueError(
             f"the samples have {x.shape[1]} features, but the reference has "
