@@ -168,10 +168,10 @@ class Ours:
     def __init__(self, case: Case, network: Network, devices, chain_length: int | None = None):
         self.chain = make_chain(case, network.sigmas, chain_length)
         self.facts = {"chain": self.chain.length, "visited": self.chain.num_levels}
-        self.num_devices = num_devices = len(devices)
+        self.num_devices = len(devices)
         _, _, *label = network.inputs
-        label = split(label[0], num_devices) if label else None
-        mapped = (split(np.arange(case.batch), num_devices), label)
+        label = split(label[0], devices) if label else None
+        mapped = (split(np.arange(case.batch), devices), label)
         params = replicate(network.params, devices)
 
         # Sampling, and the network alone.
@@ -187,7 +187,7 @@ class Ours:
         trainer = sj.make_trainer(network.model, sj.annealed_dsm, optax.adam(1e-3), network.sigmas)
         x, _, *labels = network.inputs
         source = feed((x, *labels), devices, resident=False)
-        batches = [np.stack([split(part, num_devices)] * case.steps, 1) for part in (x, *labels)]
+        batches = [np.stack([split(part, devices)] * case.steps, 1) for part in (x, *labels)]
         state = replicate(trainer.init(network.params), devices)
         begun = time.perf_counter()
         train = compile_steps(trainer, source, state, devices, case.batch, case.steps)

@@ -24,10 +24,13 @@ from score_jax.data.stream import prefetch
 from score_jax.devices import (
     AXIS,
     Feed,
+    check_agreement,
     check_divides,
+    compile_pmapped,
     described,
     feed,
     first_replica,
+    is_first_process,
     pmap,
     replicate,
 )
@@ -97,6 +100,10 @@ def fit(
     one, nothing is written. With `keep_best`, the states with the smallest values of a measure are
     written to `workdir/best` as well.
 
+    Several processes that `jax.distributed` connects train together if all call this with the same
+    arguments. Each reads its own part of every batch, and the first one writes; `workdir` must be
+    a folder that all of them see.
+
     Args:
         trainer: Built by `training.make_trainer`.
         x: Examples [examples, *shape]: floating-point values, or uint8 pixels. May also be a
@@ -110,7 +117,7 @@ def fit(
         held_out: Examples that are not trained on; if given, their loss is computed.
         held_out_label: Labels of the held-out examples.
         workdir: Folder of the run, or None to write nothing.
-        devices: Devices that share the batch; None takes all local ones.
+        devices: Devices that share the batch; None takes all of them.
         state: State to begin with if there is no checkpoint; None initialises one from the seed.
         steps_per_call: Steps that run in one XLA call.
         log_every: Steps between two entries of the training loss.
@@ -127,7 +134,8 @@ def fit(
         callbacks: Pairs (every, function): the function receives a `Report` at multiples of
             `every`, after the last step and when training stops.
         progress: If True, show progress and announce what is being compiled.
-        stop: Asked between two calls; if it returns True, the step is saved and `fit` returns.
+        stop: Asked between two calls; if it returns True, the step is saved and `fit` returns. In
+            several processes it must return the same at the same step.
         metadata: JSON values to store with every checkpoint.
 
     Returns:
@@ -141,7 +149,7 @@ def fit(
             checkpoints are kept.
         OSError: If `workdir` cannot be written.
     """
-    devices = tuple(devices or jax.local_devices())
+    devices = tuple(devices or jax.devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)
     best = _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata)
     callbacks = [*callbacks, *best]
@@ -169,6 +177,7 @@ def fit(
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
     first = done = int(state.step)
+    check_agreement([first, num_steps, facts], "the checkpoints or the arguments")
     if first == num_steps:
         announce(f"training is complete ({num_steps} steps)", progress)
         return state
@@ -211,7 +220,7 @@ def fit(
                 log.add_losses(done, checkpoints)
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
-            if due["checkpoint_every"] and checkpoints is not None:
+            if due["checkpoint_every"] and checkpoints is not None and is_first_process():
                 checkpoints.save(done, state, {**(metadata or {}), "run": facts})
             for i, (_, callback) in enumerate(callbacks):
                 if due[f"callbacks[{i}]"]:
@@ -263,11 +272,12 @@ def compile_steps(
         empty = jax.tree.map(lambda dtype: jnp.zeros(steps_per_call, dtype), types)
         return jax.lax.fori_loop(0, number, one_step, (state, empty))
 
-    program = pmap(steps, devices, (None, None, 0, None), None, donate=(1,))
+    axes = (None, None, 0, None)
+    program = pmap(steps, devices, axes, None, donate=(1,))
     example = source.fetch(np.zeros(batch_size, np.int32))
     arguments = tuple(np.stack([array] * steps_per_call, axis=1) for array in example)
     fixed = (jax.random.key(0), source.resident)
-    compiled = program.lower(fixed, state, arguments, np.int32(1)).compile()
+    compiled = compile_pmapped(program, (fixed, state, arguments, np.int32(1)), axes, None)
 
     def run(key, state, arguments, number):
         return compiled((key, source.resident), state, arguments, np.int32(number))
@@ -344,8 +354,9 @@ class _KeepBest:
         value = report.held_out_losses[-1][1] if report.held_out_losses else float("nan")
         if self._best_by is not None:
             value = float(self._best_by(report))
-        self._checkpoints.offer(report.step, value, report.state, self._metadata)
-        self._checkpoints.wait()
+        if is_first_process():
+            self._checkpoints.offer(report.step, value, report.state, self._metadata)
+            self._checkpoints.wait()
 
 
 def _facts(trainer: Trainer, train: Examples, seed: int, batch_size: int) -> dict[str, Any]:
@@ -434,9 +445,10 @@ def _held_out_loss_fn(
         return trainer.loss(key, params, x, *label, axis_name=AXIS)[0]
 
     key = run_keys(seed)["evaluate"]
-    program = pmap(loss, devices, (None, None, 0), None)
+    axes = (None, None, 0)
     example = source.fetch(np.zeros(batch_size, np.int32))
-    program = program.lower((key, source.resident), state.ema_params, example).compile()
+    arguments = ((key, source.resident), state.ema_params, example)
+    program = compile_pmapped(pmap(loss, devices, axes, None), arguments, axes, None)
 
     def held_out_loss(params) -> float:
         losses = []

@@ -17,7 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.devices import check_divides, described, merge, merge_second, pmap, replicate, split
+from score_jax.devices import (
+    check_divides,
+    compile_pmapped,
+    described,
+    merge,
+    merge_second,
+    pmap,
+    replicate,
+    split,
+)
 from score_jax.network import as_pytree, with_label
 from score_jax.noise import (
     checked_sigmas,
@@ -146,7 +155,7 @@ def sample(
         observe: As in `samplers.loop.anneal`; the callbacks' trajectories hold its results. Equal
             functions are compiled once. Only for samplers with this argument.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
-        devices: Devices that share the chains; None takes all local ones.
+        devices: Devices that share the chains; None takes all of them.
         num_snapshots: Number of intermediate states per chain in the callbacks' trajectories.
         callbacks: Called after each batch with the index of its first chain and its trajectory,
             as host arrays.
@@ -272,7 +281,7 @@ def run_chains(
         number: Number of chains.
         per_chain: Pytree of arrays [number, ...], of which a chain receives its own entries.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
-        devices: Devices that share the chains; None takes all local ones.
+        devices: Devices that share the chains; None takes all of them.
         name: Name of the work in the progress line.
         callbacks: Called after each batch with the index of its first chain and its trajectory,
             as host arrays [batch, ...] without the chains that only fill up the last batch.
@@ -285,7 +294,7 @@ def run_chains(
         ValueError: If the devices do not divide batch_size.
         FloatingPointError: If a chain is not finite; names the chain and the noise level.
     """
-    devices = tuple(devices or jax.local_devices())
+    devices = tuple(devices or jax.devices())
     if batch_size is None:
         share = -(-min(number, 128) // len(devices))
         batch_size = share * len(devices)
@@ -296,12 +305,14 @@ def run_chains(
         index = np.arange(first, first + batch_size, dtype=np.int32)
         taken = np.minimum(index, number - 1)
         entries = (index, jax.tree.map(lambda array: array[taken], per_chain))
-        return jax.tree.map(lambda array: split(array, len(devices)), entries)
+        return jax.tree.map(lambda array: split(array, devices), entries)
 
     shared = replicate(shared, devices)
-    leaves, treedef = jax.tree.flatten((shared, own(0)))
+    arguments = (shared, own(0))
+    leaves, treedef = jax.tree.flatten(arguments)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    compiled = _program(program, devices, treedef, shapes).compiled(batch_size, progress)
+    known = _program(program, devices, treedef, shapes)
+    compiled = known.compiled(arguments, batch_size, progress)
 
     ends = []
     with Progress(number, name, "chain", shown=progress) as bar:
@@ -323,19 +334,16 @@ class _Program:
 
     program: Callable
     devices: tuple[jax.Device, ...]
-    treedef: Any
-    shapes: tuple
     executable: Callable | None = None
 
-    def compiled(self, batch_size: int, progress: bool) -> Callable:
+    def compiled(self, arguments: tuple, batch_size: int, progress: bool) -> Callable:
         """The compiled program; announces its compilation if `progress` is True."""
         if self.executable is None:
             where = f"batch of {batch_size} on {described(self.devices)}"
             announce(f"compiling the sampler ({where}) ...", progress)
             begun = time.monotonic()
-            leaves = [jax.ShapeDtypeStruct(*shape) for shape in self.shapes]
             mapped = pmap(self.program, self.devices, (None, 0), 0)
-            self.executable = mapped.lower(*self.treedef.unflatten(leaves)).compile()
+            self.executable = compile_pmapped(mapped, arguments, (None, 0), 0)
             announce(f"compiled in {time.monotonic() - begun:.1f} s", progress)
         return self.executable
 
@@ -343,7 +351,7 @@ class _Program:
 @functools.lru_cache(maxsize=8)
 def _program(program, devices, treedef, shapes) -> _Program:
     """The same object for equal arguments."""
-    return _Program(program, devices, treedef, shapes)
+    return _Program(program, devices)
 
 
 def _fetched(trajectory: Trajectory, number: int) -> Trajectory:

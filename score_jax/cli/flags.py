@@ -66,6 +66,9 @@ class Options(NamedTuple):
         workdirs: Folders of the runs, separated by commas.
         objectives: Objectives to compare them by, separated by commas.
         draws: Number of draws of the noise per example.
+        coordinator: Address of process 0, "auto" or "none".
+        num_processes: Number of processes that run the command together.
+        process_id: Number of this process.
     """
 
     checkpoint: str | None = None
@@ -89,6 +92,9 @@ class Options(NamedTuple):
     workdirs: str | None = None
     objectives: str | None = None
     draws: int | None = None
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
 
 class Command(NamedTuple):
@@ -98,7 +104,7 @@ class Command(NamedTuple):
         mode: Name of the mode.
         config: The config, checked by `settings.validate`.
         workdir: Folder of the run.
-        devices: Number of devices; None for all.
+        devices: Number of devices per process; None for all.
         cache: Folder for compiled programs; "" for none, None for the usual one.
         dry_run: If True, write nothing.
         options: The other flags.

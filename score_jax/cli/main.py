@@ -24,6 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     is_process = arguments is None
+    code = _run(arguments, is_process)
+    if is_process and "score_jax.cli.processes" in sys.modules:
+        from score_jax.cli import processes
+
+        processes.part(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
+    """Parses, runs a mode and prints one sentence for an error; the exit code."""
     try:
         # Everything else is imported after this, so that Ctrl-C is heard from the start.
         from score_jax.cli import interrupts
@@ -36,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command is None:
             sys.stdout.flush()
             return 0
-        devices = choose_devices(command.config, command.devices, command.mode)
+        group = _join(command)
+        devices = choose_devices(command.config, command.devices, command.mode, group)
         _keep_compiled(command.cache)
         finished = _function(command.mode)(command, devices)
     except KeyboardInterrupt:
@@ -62,6 +73,31 @@ def _refused(reason: Any, code: int = 2) -> int:
     return code
 
 
+def _join(command: Any) -> Any:
+    """Connects this process to others that run the same command; the group, or None if alone.
+
+    Raises:
+        ValueError: If the processes do not find each other, or several cannot run this mode.
+    """
+    options = command.options
+    flags = (options.coordinator, options.num_processes, options.process_id)
+    from score_jax.cli.modes import MODES, PROCESSES, users
+    from score_jax.cli.together import group_of
+
+    group = group_of(*flags, os.environ)
+    if group is None:
+        return None
+    if not set(PROCESSES) <= set(MODES[command.mode].flags):
+        raise ValueError(
+            f"--mode={command.mode} runs in a single process, but the environment describes "
+            f"several: start it once, with {users(PROCESSES[0])} for several"
+        )
+    from score_jax.cli import processes
+
+    processes.join(group)
+    return group
+
+
 def _function(mode: str) -> Callable[[Any, Sequence[Any]], bool]:
     """The function of a mode; no other mode is imported."""
     import importlib
@@ -85,15 +121,18 @@ def _system_error(error: OSError) -> str:
     return f"reading or writing failed{where} ({what}): files written so far are kept"
 
 
-def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) -> Sequence[Any]:
+def choose_devices(
+    config: Mapping[str, Any], requested: int | None, mode: str, group: Any = None
+) -> Sequence[Any]:
     """The devices that share the work: all accelerators, or the cores of the CPU.
 
     Some cores stay idle, fewer than half, if the others divide the batch sizes.
 
     Args:
         config: The config.
-        requested: Number of devices; None for all.
+        requested: Number of devices of each process; None for all.
         mode: Name of the mode, whose batches the devices share.
+        group: Group of processes that run the command together; None for a single one.
 
     Raises:
         ValueError: If JAX has no device, or fewer than are requested.
@@ -107,15 +146,20 @@ def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) 
         num_cores = len(os.sched_getaffinity(0))
     else:
         num_cores = os.cpu_count() or 1
+    num_processes = (group.number if group else None) or 1
     sizes = [config[section]["batch_size"] for section in MODES[mode].batches]
-    fitting = max(n for n in range(1, num_cores + 1) if all(size % n == 0 for size in sizes))
+    fitting = max(
+        n
+        for n in range(1, num_cores + 1)
+        if n == 1 or all(size % (n * num_processes) == 0 for size in sizes)
+    )
     num_cpu_devices = requested or (fitting if 2 * fitting > num_cores else num_cores)
     # Other platforms ignore this. In a process that has used JAX before, it is an error, and the
     # devices stay as they are.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", num_cpu_devices)
     try:
-        devices = jax.local_devices()
+        local, devices = jax.local_devices(), jax.devices()
     except (RuntimeError, AssertionError, ValueError) as error:
         platforms = os.environ.get("JAX_PLATFORMS")
         hint = f"JAX_PLATFORMS={platforms}" if platforms else "JAX"
@@ -123,9 +167,20 @@ def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) 
             f"{hint} gives no device ({str(error) or type(error).__name__}): set "
             "JAX_PLATFORMS=cpu to use the CPU"
         ) from error
-    if requested and requested > len(devices):
-        raise ValueError(f"--devices={requested} is more than there are: {described(devices)}")
-    return devices[: requested or len(devices)]
+    if requested and requested > len(local):
+        raise ValueError(f"--devices={requested} is more than there are: {described(local)}")
+    if group is None:
+        return local[: requested or len(local)]
+
+    # The first devices of every process, and as many of each.
+    from score_jax.cli import processes
+
+    processes.watch(group)
+    by_process = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    number = requested or min(map(len, by_process.values()))
+    return [each for index in sorted(by_process) for each in by_process[index][:number]]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ from score_jax.cli.table import MANY, Setting
 EVERY_MODE = ("mode", "config", "workdir", "devices", "cache", "help")
 """Flags that all modes use."""
 
+PROCESSES = ("coordinator", "num_processes", "process_id")
+"""Flags of modes that several processes can run together."""
+
 POSTERIORS = ("moment_matching", "pseudo_inverse", "dps", "annealed")
 """Methods of `score_jax.posterior`."""
 
@@ -36,26 +39,26 @@ MODES = {
     "train": Mode(
         "score_jax.cli.train:train_mode",
         "Train, from the newest checkpoint if there is one, then draw samples.",
-        ("dry_run",),
+        ("dry_run", *PROCESSES),
         batches=("training", "sampling"),
     ),
     "sample": Mode(
         "score_jax.cli.sample:sample_mode",
         "Draw samples from the trained network.",
-        ("number", "label", "guidance", "name", "dry_run", "step"),
+        ("number", "label", "guidance", "name", "dry_run", "step", *PROCESSES),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "evaluate": Mode(
         "score_jax.cli.evaluate:evaluate_mode",
         "Compute the held-out loss at every noise level.",
-        ("step",),
+        ("step", *PROCESSES),
         ("seed", "loss.", "training.batch_size", *SAME_RUN),
         batches=("training",),
     ),
     "likelihood": Mode(
         "score_jax.cli.likelihood:likelihood_mode",
         "Compute the log density of held-out data, in bits per dimension.",
-        ("number", "step"),
+        ("number", "step", *PROCESSES),
         ("seed", "sampling.batch_size", *SAME_RUN),
     ),
     "inpaint": Mode(
@@ -152,9 +155,33 @@ FLAGS = (
         "devices",
         int,
         None,
-        "Number of devices; by default all accelerators, or the cores of the CPU.",
+        "Number of devices per process; by default all accelerators, or the cores of the CPU.",
         low=1,
         high=4096,
+    ),
+    Setting(
+        "coordinator",
+        str,
+        None,
+        "Address of process 0 as HOST:PORT, if several processes run the command together; auto "
+        "searches the environment of a cluster, none runs a single process. By default "
+        "$JAX_COORDINATOR_ADDRESS, SLURM, Open MPI or the TPU pod decides.",
+    ),
+    Setting(
+        "num_processes",
+        int,
+        None,
+        "Number of processes; by default $JAX_NUM_PROCESSES.",
+        low=1,
+        high=100_000,
+    ),
+    Setting(
+        "process_id",
+        int,
+        None,
+        "Number of this process, counted from 0; by default $JAX_PROCESS_ID.",
+        low=0,
+        high=100_000,
     ),
     Setting(
         "cache",

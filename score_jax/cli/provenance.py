@@ -20,6 +20,7 @@ import jax
 from score_jax.cli import workdir
 from score_jax.cli.config_files import load_config, published_configs
 from score_jax.cli.flags import Command
+from score_jax.cli.modes import PROCESSES
 from score_jax.cli.settings import completed, default_fields, flatten, plain
 from score_jax.cli.table import NAMING, SETTINGS, written
 from score_jax.devices import described
@@ -90,7 +91,7 @@ def reproducing(command: Command) -> str:
         flags = differences(completed(saved), command.config)
         arguments.append(f"--mode={command.mode}")
     for option, value in command.options._asdict().items():
-        if value is not None:
+        if value is not None and option not in PROCESSES:
             arguments += [f"--{option}", value]
     if command.devices is not None:
         arguments += ["--devices", command.devices]

@@ -30,7 +30,7 @@ from score_jax.cli.settings import (
 from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
-from score_jax.devices import check_divides, described
+from score_jax.devices import check_agreement, check_divides, described
 from score_jax.evaluation.diagnostics import ChainObserver, DataMoments
 from score_jax.guidance import class_guidance, without_label
 from score_jax.network import score_fn
@@ -288,6 +288,7 @@ def open_run(
     workdir.check_writable(output or command.workdir, needed_bytes)
 
     restored = checkpoints.restore(state_shape, step) or (None, None)
+    check_agreement([config, restored[0]], f"the config or the checkpoints in {command.workdir}")
     return Run(
         config=config,
         folder=Path(command.workdir),

@@ -6,6 +6,7 @@ that TensorBoard shows.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from score_jax.cli.names import naming
 from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, naming_step_size, open_run
+from score_jax.devices import maximum_over_processes
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
 
@@ -65,7 +67,9 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         workdir.write_json(run.folder / "config.json", run.config)
         write_moments(run)
         provenance.record(command, devices)
-        with stop_requested() as stop, Log(run) as log, naming_optimizer(run):
+        with stop_requested() as asked, Log(run) as log, naming_optimizer(run):
+            # All processes stop at the same step when one of them is asked to.
+            stop = functools.partial(_asked_anywhere, asked)
             with naming("training", "data"):
                 state = fit(
                     run.trainer,
@@ -109,6 +113,11 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
     return True
+
+
+def _asked_anywhere(asked: Callable[[], int]) -> int:
+    """The signal that asks this or another process to stop; 0 for none. All must call it."""
+    return maximum_over_processes(int(asked()))
 
 
 def _write_report(run: Run) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,12 +20,26 @@ from pathlib import Path
 from typing import Any
 
 _unfinished: set[Path] = set()
+_writes_nothing = False
+
+
+def write_nothing() -> None:
+    """Lets `replacing` and `event_writer` discard what they write, for the rest of this process.
+
+    For all processes but the first of those that run one command together.
+    """
+    global _writes_nothing
+    _writes_nothing = True
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved there if the block succeeds, removed if it fails."""
     path = Path(path)
+    if _writes_nothing:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, path.name)
+        return
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     _unfinished.add(temporary)
     try:
@@ -75,7 +90,8 @@ def event_writer(folder: Path, step: int) -> Any:
     """A TensorBoard writer, which replaces the events after `step`."""
     import tensorboardX
 
-    return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1)
+    writes = not _writes_nothing
+    return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1, write_to_disk=writes)
 
 
 def try_to_write(folder: Path) -> None:

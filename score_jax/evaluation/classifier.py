@@ -68,13 +68,13 @@ def train_classifier(
         num_steps: Number of steps.
         batch_size: Examples per step, a multiple of the number of devices.
         seed: Seed of the parameters and of the batches.
-        devices: Devices that share a batch; None takes all local ones.
+        devices: Devices that share a batch; None takes all of them.
         progress: If True, show progress and announce the compilation.
 
     Raises:
         ValueError: If the images are no images, or the devices do not divide batch_size.
     """
-    devices = tuple(devices or jax.local_devices())
+    devices = tuple(devices or jax.devices())
     check_divides(batch_size, len(devices))
     if x.ndim != 4 or len(x) != len(label):
         raise ValueError(
@@ -110,7 +110,7 @@ def train_classifier(
         for first in range(0, num_steps, STEPS_PER_CALL):
             chosen = range(first, min(first + STEPS_PER_CALL, num_steps))
             index = [
-                split_batch(batch_index(seed, step, len(x), batch_size), len(devices))
+                split_batch(batch_index(seed, step, len(x), batch_size), devices)
                 for step in chosen
             ]
             index = np.stack(index, axis=1)

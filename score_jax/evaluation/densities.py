@@ -83,7 +83,7 @@ def log_likelihood(
         max_steps: Largest number of steps per example.
         seed: Seed of dequantisation and probes, in [0, 2**32).
         batch_size: Examples that are solved at once, a multiple of the number of devices.
-        devices: Devices that share a batch; None takes all local ones.
+        devices: Devices that share a batch; None takes all of them.
         device_megabytes: Data sets up to this size are held by every device.
         progress: If True, show progress and announce what is being compiled.
 
@@ -95,7 +95,7 @@ def log_likelihood(
         ValueError: If the devices do not divide batch_size, and as `likelihood.density_flow`.
         FloatingPointError: If the solver does not finish for an example; names it.
     """
-    devices = tuple(devices or jax.local_devices())
+    devices = tuple(devices or jax.devices())
     check_divides(batch_size, len(devices))
     check_solver(num_probes, rtol, atol, max_steps)
     check_prior(prior_log_density, mean, variance, x.shape[1:])
@@ -121,7 +121,7 @@ def log_likelihood(
         index = first + np.arange(batch_size)
         tolerances = {"rtol": np.float32(looser * rtol), "atol": np.float32(looser * atol)}
         fixed = (run_keys(seed)["evaluate"], *shared, tolerances)
-        found = solve(fixed, split(index, len(devices)), source.fetch(index % number))
+        found = solve(fixed, split(index, devices), source.fetch(index % number))
         densities, evaluations = (merge(array)[: number - first] for array in found)
         _check_finite(densities, first, max_steps)
         return densities.astype(np.float64), evaluations

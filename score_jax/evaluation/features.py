@@ -38,7 +38,7 @@ def feature_batches(
             `jax.tree_util.Partial`, these are arguments of the compiled program.
         x: Examples [examples, *shape], an array or an object whose slices are arrays.
         batch_size: Examples at once over all devices, a multiple of their number.
-        devices: Devices that share a batch; None takes all local ones.
+        devices: Devices that share a batch; None takes all of them.
         compiled: If True, `feature_fn` is pmapped; if False, it receives numpy arrays, and may be
             a function of another library.
         progress: If True, show progress.
@@ -51,7 +51,7 @@ def feature_batches(
         ValueError: If the devices do not divide batch_size, or the features are not [batch,
             dimensions].
     """
-    devices = tuple(devices or jax.local_devices())
+    devices = tuple(devices or jax.devices())
     number = len(x)
     batch_size = min(batch_size, -(-number // len(devices)) * len(devices))
     if compiled:
@@ -65,7 +65,7 @@ def feature_batches(
             if compiled:
                 # The last batch is filled up with its own first example.
                 filled = np.concatenate([batch, np.repeat(batch[:1], batch_size - size, axis=0)])
-                found = jax.tree.map(merge, program(shared, split(filled, len(devices))))
+                found = jax.tree.map(merge, program(shared, split(filled, devices)))
             else:
                 found = feature_fn(batch)
             yield _outputs(found, size)

@@ -79,7 +79,7 @@ def evaluate(
         label: Labels of the examples, int [examples].
         prepare: (keys, x, label) -> (x, label), as in `training.make_trainer`.
         batch_size: Examples that are evaluated at once, a multiple of the number of devices.
-        devices: Devices that share a batch; None takes all local ones.
+        devices: Devices that share a batch; None takes all of them.
         device_megabytes: Data sets up to this size are held by every device.
         progress: If True, show progress and announce what is being compiled.
 
@@ -201,7 +201,7 @@ def map_examples(
         ValueError: If the devices do not divide batch_size, sigmas do not decrease, or draws is
             not positive.
     """
-    devices = tuple(devices or jax.local_devices())
+    devices = tuple(devices or jax.devices())
     check_divides(batch_size, len(devices))
     if draws < 1:
         raise ValueError(f"draws={draws} must be at least 1")
@@ -223,7 +223,7 @@ def map_examples(
             for first in range(0, number, batch_size):
                 # The last batch is filled up with examples from the beginning.
                 index = first + np.arange(batch_size)
-                mapped = split(index, len(devices))
+                mapped = split(index, devices)
                 batch = program(fixed, mapped, source.fetch(index % number))
                 kept = min(batch_size, number - first)
                 found.append(jax.tree.map(lambda array, n=kept: merge_second(array)[:n], batch))
