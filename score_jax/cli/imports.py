@@ -69,6 +69,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     from score_jax.checkpoint import Checkpoints
     from score_jax.cli.settings import validate
     from score_jax.models.official import from_official
+    from score_jax.records import RunIdentity
 
     del devices
 
@@ -76,7 +77,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     checkpoint, folder = command.options.checkpoint, Path(command.workdir)
     if checkpoint is None:
         raise ValueError("--mode=import needs --checkpoint=file.pth, an official checkpoint")
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1, run=RunIdentity(folder))
     if checkpoints.steps():
         raise ValueError(f"--workdir={folder} holds checkpoints already: choose another --workdir")
     official = _read(checkpoint)
