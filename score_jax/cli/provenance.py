@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from score_jax.cli import workdir
+from score_jax.cli import lock, workdir
 from score_jax.cli.config_files import load_config, published_configs
 from score_jax.cli.flags import Command
 from score_jax.cli.modes import PROCESSES
@@ -43,15 +43,16 @@ def record(command: Command, devices: Sequence[jax.Device], name: str | None = N
     """
     file = Path(command.workdir) / "provenance.json"
     origin = describe(command, devices)
-    try:
-        content = workdir.read_json(file) or {}
-    except ValueError:
-        content = {}  # The file is damaged.
-    if name is None:
-        content = {**origin, "samples": content.get("samples", {})}
-    else:
-        content = {**content, "samples": {**content.get("samples", {}), name: origin}}
-    workdir.write_json(file, content)
+    with lock.changing(file):
+        try:
+            content = workdir.read_json(file) or {}
+        except ValueError:
+            content = {}  # The file is damaged.
+        if name is None:
+            content = {**origin, "samples": content.get("samples", {})}
+        else:
+            content = {**content, "samples": {**content.get("samples", {}), name: origin}}
+        workdir.write_json(file, content)
 
 
 def describe(command: Command, devices: Sequence[jax.Device]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-from score_jax.cli import provenance, samples, workdir
+from score_jax.cli import lock, provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.run import open_run
 from score_jax.progress import announce
@@ -37,7 +37,8 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     # Draw the samples, and write them with the way of those in the picture.
     announce(samples.describe(run, settings))
     drawn = samples.draw(run, score_fn, number, labels)
-    samples.write(run, name, drawn, settings)
-    provenance.record(command, devices, name)
+    with lock.output(run.folder, name, settings) as name:
+        samples.write(run, name, drawn, settings)
+        provenance.record(command, devices, name)
     announce(f"next: {workdir.command_line('--workdir', run.folder, '--mode=evaluate')}")
     return True

@@ -11,23 +11,26 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from score_jax.cli import images, provenance, samples, workdir
+from score_jax.cli import images, lock, provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
 from score_jax.cli.moments import write_moments
 from score_jax.cli.names import naming
 from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
-from score_jax.cli.run import Run, naming_step_size, open_run
+from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
 from score_jax.devices import maximum_over_processes
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
 
+WAIT = 3600.0
+"""Seconds to wait for another process that writes "samples" when training ends."""
 PREVIEWS = 36
 """Largest number of chains in a preview, six by six."""
 
@@ -45,12 +48,27 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     num_states = settings["keep_checkpoints"] + 1
     if settings["keep_best"]:
         num_states += settings["keep_best"] + 1
-    run = open_run(command, devices, needs_data=True, decode=True, num_states=num_states)
+    opened = functools.partial(
+        open_run, command, devices, needs_data=True, decode=True, num_states=num_states
+    )
     if command.dry_run:
         from score_jax.cli.estimate import estimate_training
 
-        return estimate_training(run)
+        return estimate_training(opened())
+    folder = Path(command.workdir)
+    if _in_any_process((folder / "config.json").is_file()):
+        with lock.held(folder):
+            return _train(command, devices, opened())
+    # Nothing is written to a folder without a run before everything is checked.
+    run = opened()
+    with lock.held(folder):
+        if _in_any_process((folder / "config.json").exists()):
+            run = opened()  # Another process was faster.
+        return _train(command, devices, run)
 
+
+def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
+    """`train_mode` of an opened run, whose lock is held."""
     saved_entries(run.folder)  # Report a damaged file now, not after hours.
 
     # Train, unless that is done already.
@@ -82,6 +100,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
                     callbacks=callbacks(run, log, judge),
                     stop=stop,
                     metadata={"config": run.config},
+                    check=belongs_to(run.folder),
                     **training_arguments(run),
                 )
             if stop():
@@ -105,7 +124,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             announce(f"{file} was made with other settings, of step {saved['step']}: replaces it")
         announce(samples.describe(run, settings))
         drawn = samples.draw(run, run.score_fn(state.ema_params), number, run.labels(number))
-        samples.write(run, "samples", drawn, settings)
+        with lock.held(run.folder, "samples", wait=WAIT):
+            samples.write(run, "samples", drawn, settings)
         judge_final(run, run.to_images(drawn.x), num_steps, judge)
     if saved != settings or not judged or not (run.folder / "report.html").exists():
         _write_report(run)
@@ -113,6 +133,11 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
     return True
+
+
+def _in_any_process(fact: bool) -> bool:
+    """True if it is true in one of the processes, all of which must call this."""
+    return bool(maximum_over_processes(int(fact)))
 
 
 def _asked_anywhere(asked: Callable[[], int]) -> int:
