@@ -10,6 +10,8 @@ diagnostics.json  moments.json  compare.json  compare.png
 import contextlib
 import json
 import os
+import platform
+import re
 import shlex
 import shutil
 import zipfile
@@ -25,7 +27,7 @@ _unfinished: set[Path] = set()
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved there if the block succeeds, removed if it fails."""
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{_host()}-{os.getpid()}{path.suffix}")
     _unfinished.add(temporary)
     try:
         yield temporary
@@ -33,6 +35,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
+
+
+def process_of_temporary(name: str) -> int | None:
+    """The process of this host that made a temporary file; None for all other names."""
+    found = re.fullmatch(rf"\..+\.{re.escape(_host())}-(\d+)(\.\w+)?", name)
+    return int(found[1]) if found else None
+
+
+def _host() -> str:
+    """The name of this host as part of a file's name; empty if it has none."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", platform.node())[:40]
 
 
 def remove_unfinished() -> None:
@@ -80,7 +93,7 @@ def event_writer(folder: Path, step: int) -> Any:
 
 def try_to_write(folder: Path) -> None:
     """Raises an OSError if no file can be written in a folder, and leaves none there."""
-    probe = Path(folder) / f".write_test.{os.getpid()}"
+    probe = Path(folder) / f".write_test.{_host()}-{os.getpid()}"
     try:
         probe.write_bytes(b"x" * 4096)
     finally:
