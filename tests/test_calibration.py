@@ -155,6 +155,6 @@ def test_a_trained_network_with_one_zeroed_embedding_is_found_at_that_level():
             progress=False,
         )
         moments = data_moments(x)
-        found = warnings_of(diagnose(summary_of(observed), moments, 16))
+        found = warnings_of(diagnose(observed, moments, 16))
         [low] = [each for each in found if "smaller than those of a Gaussian" in each]
         assert low.startswith(f"score_norm 0 at level {broken} ")

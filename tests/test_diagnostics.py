@@ -49,7 +49,7 @@ def diagnosed(score_fn, sampler=annealed_langevin, number=400, **settings):
         progress=False,
         **settings,
     )
-    return diagnose(summary_of(observed), MOMENTS, DIMENSION)
+    return diagnose(observed, MOMENTS, DIMENSION)
 
 
 def test_a_sampler_that_works_is_healthy():

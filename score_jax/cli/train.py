@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax.cli import images, provenance, samples, workdir
+from score_jax.cli import images, lock, provenance, samples, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
 from score_jax.cli.moments import write_moments
@@ -97,18 +97,31 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             with np.load(file, allow_pickle=False) as content:
                 judge_final(run, content["samples"], num_steps, judge)
     else:
-        if saved is not None:
-            announce(f"{file} was made with other settings, of step {saved['step']}: replaces it")
-        announce(samples.describe(run, settings))
-        drawn = samples.draw(run, run.score_fn(state.ema_params), number, run.labels(number))
-        samples.write(run, "samples", drawn, settings)
-        judge_final(run, run.to_images(drawn.x), num_steps, judge)
+        judged_samples = _sample(run, state.ema_params, settings, judge.number)
+        judge_final(run, judged_samples, num_steps, judge)
     if saved != settings or not judged or not (run.folder / "report.html").exists():
         _write_report(run)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
     return True
+
+
+def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.ndarray:
+    """Draws and writes the samples of a trained run; the first `number` of them.
+
+    Samples of other settings that the user drew are kept under another name.
+    """
+    labels = run.labels(settings["num_samples"])
+    with lock.held(run.folder, "samples"):
+        shards = samples.shards_of(run, "samples", params, settings, labels)
+        samples.make_way(run, settings, shards)
+        announce(samples.describe(run, settings))
+        drawn = samples.draw(run, run.score_fn(params), labels, shards)
+        samples.write(run, "samples", drawn, settings)
+        first = drawn.first(number)
+        shards.remove()
+    return first
 
 
 def _write_report(run: Run) -> None:

@@ -181,11 +181,13 @@ def combined(first: Summary, second: Summary) -> Summary:
     return Summary(number, ChainValues(*mean), ChainValues(*squares))
 
 
-def diagnose(summary: Summary, data: DataMoments, dimension: int) -> list[dict[str, Any]]:
+def diagnose(
+    observed: Sequence[ChainValues] | Summary, data: DataMoments, dimension: int
+) -> list[dict[str, Any]]:
     """The diagnostics of each level, over all chains.
 
     Args:
-        summary: Summary of the chains.
+        observed: Values of batches of chains, each [levels, batch], or their summary.
         data: Moments of the data.
         dimension: D.
 
@@ -195,6 +197,7 @@ def diagnose(summary: Summary, data: DataMoments, dimension: int) -> list[dict[s
         spread_expected, and the standard errors over chains of those that are measured, as
         NAME_error; None where a value is not defined.
     """
+    summary = observed if isinstance(observed, Summary) else summary_of(observed)
     means, squares, number = summary.mean, summary.squares, summary.number
     expected = np.full_like(means.sigma, np.nan)
     if data.eigenvalues is not None:
