@@ -1,7 +1,7 @@
 """The command `score-jax`: parses, chooses devices, runs a mode and turns errors into sentences.
 
-Exit codes: 0 when done, 1 for a run that failed, 2 for input that cannot be used, 130 when
-stopped.
+Exit codes: 0 when done, 1 for a run that failed, 2 for input that cannot be used, 128 + n when
+stopped by signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 EXIT_CODE_INTERRUPTED = 130
+"""128 + SIGINT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,18 +19,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: The command line without the program's name; None for that of the process, which
-            Ctrl-C then ends at once.
+            Ctrl-C, SIGTERM and SIGHUP then end at once.
 
     Returns:
         The exit code.
     """
     is_process = arguments is None
     try:
-        # Everything else is imported after this, so that Ctrl-C is heard from the start.
+        # Everything else is imported after this, so that signals are heard from the start.
         from score_jax.cli import interrupts
 
         if is_process:
-            interrupts.exit_on_interrupt(EXIT_CODE_INTERRUPTED)
+            interrupts.exit_on_signals()
+    except KeyboardInterrupt:
+        return _refused("interrupted", EXIT_CODE_INTERRUPTED)
+    try:
         from score_jax.cli.flags import parse
 
         command = parse(sys.argv[1:] if is_process else list(arguments))
@@ -38,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         devices = choose_devices(command.config, command.devices, command.mode)
         _keep_compiled(command.cache)
-        finished = _function(command.mode)(command, devices)
+        _function(command.mode)(command, devices)
     except KeyboardInterrupt:
-        if is_process:
-            interrupts.end(EXIT_CODE_INTERRUPTED)
         return _refused("interrupted", EXIT_CODE_INTERRUPTED)
+    except interrupts.Stopped as stopped:
+        return interrupts.exit_code(stopped.number)
     except BrokenPipeError:
         # The reader of the output has gone, as in `score-jax --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused(error)
     except OSError as error:
         return _refused(_system_error(error) if error.errno else error)
-    return 0 if finished else EXIT_CODE_INTERRUPTED
+    return 0
 
 
 def _refused(reason: Any, code: int = 2) -> int:
@@ -62,7 +66,7 @@ def _refused(reason: Any, code: int = 2) -> int:
     return code
 
 
-def _function(mode: str) -> Callable[[Any, Sequence[Any]], bool]:
+def _function(mode: str) -> Callable[[Any, Sequence[Any]], Any]:
     """The function of a mode; no other mode is imported."""
     import importlib
 

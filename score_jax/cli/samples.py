@@ -14,6 +14,7 @@ import numpy as np
 
 from score_jax import sampling
 from score_jax.cli import images, provenance, workdir
+from score_jax.cli.events import EventWriter
 from score_jax.cli.run import Run, naming_step_size, output_settings
 from score_jax.cli.settings import completed
 from score_jax.cli.shards import Part, Shards, chains_per_shard, checksum
@@ -154,10 +155,12 @@ def draw(
     begun = time.monotonic()
     if len(shards) > 1:
         shards.find()
-        if shards.written:
-            announce(f"continues from {len(shards.written)} of {len(shards)} shards")
     batch_size = run.chains_at_once(number)
     arguments = run.sampling(number)
+    if len(shards) > len(shards.written) > 0:
+        announce(f"continues from {len(shards.written)} of {len(shards)} shards")
+    elif len(shards) > 1 and not shards.written:
+        announce(f"writes {len(shards)} shards of {shards.bounds(0)[1]} to {shards.folder}")
     collector = _Collector(run, shards)
     with naming_step_size(run), workdir.keeping(shards.kept):
         for first, end in shards.missing():
@@ -247,12 +250,35 @@ def _cut(trajectory: Trajectory, begin: int, end: int, chain: int) -> Trajectory
     )
 
 
-def draw_quietly(run: Run, params: Params, number: int) -> np.ndarray:
-    """Final states of the first chains, by the program of `draw`, without progress."""
+class NotDrawn(Exception):  # noqa: N818 (no error)
+    """Samples were not drawn to the end, because training is to stop."""
+
+
+def draw_quietly(
+    run: Run, params: Params, number: int, stop: Callable[[], int] | None = None
+) -> np.ndarray:
+    """Final states of the first chains, by the program of `draw`, without progress.
+
+    Args:
+        run: The run.
+        params: Parameters of the network.
+        number: Number of chains.
+        stop: Read after each batch on a single host; None draws all chains in any case.
+
+    Raises:
+        NotDrawn: If `stop` returns anything but 0.
+    """
+
+    def check(first: int, trajectory: Trajectory) -> None:
+        # Several hosts must take the same batches.
+        if stop is not None and jax.process_count() == 1 and stop():
+            raise NotDrawn
+
     return sampling.sample(
         run.score_fn(params),
         run.sigmas,
         label=run.labels(number),
+        callbacks=[check],
         progress=False,
         **run.sampling(number),
     )
@@ -368,5 +394,5 @@ def _add_to_log(run: Run, picture: np.ndarray, step: int, seconds: float) -> Non
     log = workdir.read_json(run.folder / "metrics.json") or {}
     log.setdefault("seconds", {})["sample"] = round(seconds, 3)
     workdir.write_json(run.folder / "metrics.json", log)
-    with workdir.event_writer(run.folder, step) as writer:
-        writer.add_image("samples", picture, step, dataformats="HWC")
+    with EventWriter(run.folder, step) as writer:
+        writer.add_image("samples", picture, step)

@@ -143,13 +143,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def event_writer(folder: Path, step: int) -> Any:
-    """A TensorBoard writer, which replaces the events after `step`."""
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1)
-
-
 def try_to_write(folder: Path) -> None:
     """Raises an OSError if no file can be written in a folder, and leaves none there."""
     probe = Path(folder) / f".write_test.{_host()}-{os.getpid()}"
