@@ -8,7 +8,11 @@ restore.
 import contextlib
 import logging
 import math
+import os
+import re
+import threading
 import time
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,7 +60,7 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
-        with _quiet_orbax():
+        with _quiet_orbax(), _as_system_errors(self.folder):
             manager = self._opened()
             if step in manager.all_steps():
                 return
@@ -70,7 +74,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns once everything is on disk."""
         if self._manager is not None:
-            with _quiet_orbax():
+            with _quiet_orbax(), _as_system_errors(self.folder):
                 self._manager.wait_until_finished()
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
@@ -247,6 +251,36 @@ class BestCheckpoints:
     def wait(self) -> None:
         """Returns once everything is on disk."""
         self._checkpoints.wait()
+
+
+def silence_background_saves() -> None:
+    """Keeps the threads of Orbax from printing tracebacks, for a process of its own.
+
+    What fails in them is raised by the next `save` or `wait`.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    previous = threading.excepthook
+
+    def hook(arguments):
+        frames = traceback.walk_tb(arguments.exc_traceback)
+        modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
+        if "orbax" not in modules:
+            previous(arguments)
+
+    threading.excepthook = hook
+
+
+@contextlib.contextmanager
+def _as_system_errors(folder: Path) -> Iterator[None]:
+    """Turns errors of Orbax about the disk, whose kinds differ, into OSErrors."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if isinstance(error, OSError) or found is None:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(folder)) from error
 
 
 @contextlib.contextmanager

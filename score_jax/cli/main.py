@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         devices = choose_devices(command.config, command.devices, command.mode)
         _keep_compiled(command.cache)
+        if is_process:
+            _silence_background_saves()
         _function(command.mode)(command, devices)
     except KeyboardInterrupt:
         return _refused("interrupted", EXIT_CODE_INTERRUPTED)
@@ -82,11 +84,18 @@ def _keep_compiled(folder: str | None) -> None:
     keep_compiled(folder)
 
 
+def _silence_background_saves() -> None:
+    from score_jax.checkpoint import silence_background_saves
+
+    silence_background_saves()
+
+
 def _system_error(error: OSError) -> str:
     """A sentence about a full disk, missing permissions and the like."""
     what = error.strerror or type(error).__name__
     where = f" with {error.filename}" if error.filename else ""
-    return f"reading or writing failed{where} ({what}): files written so far are kept"
+    kept = "; ".join(getattr(error, "__notes__", [])) or "files written so far are kept"
+    return f"reading or writing failed{where} ({what}): {kept}"
 
 
 def choose_devices(config: Mapping[str, Any], requested: int | None, mode: str) -> Sequence[Any]:

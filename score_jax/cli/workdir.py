@@ -61,12 +61,19 @@ def remove_unfinished() -> None:
 def keeping(clause: Callable[[], str]) -> Iterator[None]:
     """Adds a clause about what is kept to the line of a process that ends within the block.
 
+    A system error that leaves the block gets it as a note.
+
     Args:
         clause: Called by another thread when the process ends; "" says nothing.
     """
     _kept.append(clause)
     try:
         yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if clause():
+                error.add_note(clause())
+        raise
     finally:
         _kept.remove(clause)
 
