@@ -26,6 +26,7 @@ or `sj.NCSN` are imported when they are first used.
     fitting        the training loop
     sampling       chains in batches over devices
     checkpoint     training states on disk
+    records        the step and the run that a checkpoint belongs to, with checksums
     exported       draws from an exported sampler, without the rest of this package
     evaluation     the objective at every noise level, comparison of runs, calibration; metrics of
                    samples in the features of a classifier or Inception; diagnostics of chains;

@@ -1,8 +1,8 @@
 """Training states on disk, with Orbax: the newest few steps and the best, each with checksums.
 
 States are saved as plain host arrays, so a checkpoint restores on any number of devices. Orbax
-does not detect a flipped byte; the CRC-32 of every array is stored beside it and compared on
-restore.
+does not detect a flipped byte, nor a folder that was renamed: `records` says what is stored beside
+the arrays and compared on restore. One process writes; others can read at the same time.
 """
 
 import contextlib
@@ -10,16 +10,32 @@ import logging
 import math
 import os
 import re
+import shutil
 import threading
 import time
 import traceback
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from score_jax.records import (
+    HIDDEN,
+    RunIdentity,
+    canonical_steps,
+    check_record,
+    check_state,
+    record,
+)
+
+Check = Callable[[int, Mapping[str, Any]], None]
+"""(step, metadata) -> None; raises a ValueError, one sentence, for what belongs to another run."""
+ATTEMPTS = 20
+"""Largest number of times that checkpoints are listed anew because a writer removed one."""
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""Part of the names of folders that are being written or removed."""
 
 
 class Checkpoints:
@@ -28,21 +44,19 @@ class Checkpoints:
     Args:
         folder: Folder of the checkpoints; created by the first save.
         keep: Number of newest checkpoints to keep; None keeps all.
+        run: Identity of the run, which is stored and compared; None for none.
     """
 
-    def __init__(self, folder: str | Path, keep: int | None = 3):
+    def __init__(self, folder: str | Path, keep: int | None = 3, run: RunIdentity | None = None):
         self.folder = Path(folder).expanduser().absolute()
         self._keep = keep
+        self._run = run
         self._manager: Any = None
         self._unusable: list[int] = []
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, newest first; unfinished saves are not listed."""
-        if not self.folder.is_dir():
-            return []
-        names = [entry.name for entry in self.folder.iterdir()]
-        steps = (int(name) for name in names if name.isascii() and name.isdigit())
-        return sorted(steps, reverse=True)
+        return canonical_steps(self.folder)
 
     def save(self, step: int, state: Any, metadata: Mapping[str, Any] | None = None) -> None:
         """Saves `state`, a pytree of arrays, in the background.
@@ -60,29 +74,43 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        identity = None if self._run is None else self._run.begin(step)
         with _quiet_orbax(), _as_system_errors(self.folder):
             manager = self._opened()
             if step in manager.all_steps():
                 return
+            self.wait()
             state = jax.tree.map(np.asarray, state)
-            content = {**(metadata or {}), "crc": _checksums(state)}
             items = ocp.args.Composite(
-                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content)
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave(record(step, state, metadata or {}, identity)),
             )
             manager.save(step, args=items, force=True)
 
     def wait(self) -> None:
-        """Returns once everything is on disk."""
-        if self._manager is not None:
-            with _quiet_orbax(), _as_system_errors(self.folder):
-                self._manager.wait_until_finished()
+        """Returns once everything is on disk, and removes the checkpoints that are surplus."""
+        if self._manager is None:
+            return
+        with _quiet_orbax(), _as_system_errors(self.folder):
+            self._manager.wait_until_finished()
+        if self._keep is not None:
+            for step in self.steps()[self._keep :]:
+                self._remove(step)
 
-    def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(
+        self, like: Any, step: int | None = None, check: Check | None = None
+    ) -> tuple[int, Any] | None:
         """The newest sound checkpoint, or that of one step.
+
+        A checkpoint is sound if its arrays and metadata have their checksums, and it is of the run
+        and the step that it is stored under. Arrays whose type differs by JAX's precision alone
+        (`JAX_ENABLE_X64`) are converted.
 
         Args:
             like: Pytree of arrays or shapes, of the structure that was saved.
             step: Step to restore; None for the newest sound one.
+            check: Called with the step and the metadata; raises a ValueError for a checkpoint that
+                belongs to another run.
 
         Returns:
             Its step and state, as host arrays; None if there is no checkpoint at all.
@@ -91,53 +119,76 @@ class Checkpoints:
             ValueError: If there are checkpoints, but none is sound and of these shapes, or the
                 checkpoint of the step that was asked for is missing or damaged.
         """
-        problems = []
+        if self._run is not None:
+            self._run.read()  # Report a damaged file, rather than one per checkpoint.
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-        if step is not None:
-            return step, self._asked_for(step, target)
-        for step in self.steps():
+        for _ in range(ATTEMPTS):
             try:
-                return step, self._restore(step, target)
-            except Exception as error:  # Orbax raises bare Exceptions for damaged files
-                self._unusable.append(step)
-                problems.append(f"step {step}: {_first_line(error)}")
-                logging.getLogger(__name__).warning(
-                    "checkpoint %s is unusable (%s)", self.folder / str(step), _first_line(error)
-                )
-        if problems:
-            raise ValueError(
-                f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore "
-                "that folder from a copy, or train in another one"
-            )
-        return None
+                if step is not None:
+                    return step, self._asked_for(step, target, check)
+                return self._newest(target, check)
+            except _VanishedError:
+                continue
+        raise ValueError(
+            f"the checkpoints in {self.folder} are replaced faster than they are read: try again, "
+            "or keep more of them"
+        )
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The JSON values that were saved with the checkpoint of a step."""
-        import orbax.checkpoint as ocp
+        """The JSON values that were saved with the checkpoint of a step.
 
-        with _quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = checkpointer.restore(self.folder / str(step), args=items).meta
-        return {name: value for name, value in meta.items() if name != "crc"}
+        Raises:
+            ValueError: If they are damaged, or belong to another step or run.
+        """
+        return _own_values(self._metadata(step))
 
     def delete(self, step: int) -> None:
         """Removes the checkpoint of a step, once everything is on disk."""
+        self._opened()
         self.wait()
-        with _quiet_orbax():
-            self._opened().delete(step)
+        self._remove(step)
 
     def set_aside(self, step: int) -> None:
         """Renames the checkpoint of a step at the first save, so that another can replace it."""
         self._unusable.append(step)
 
-    def _asked_for(self, step: int, target: Any) -> Any:
+    def has(self, step: int) -> bool:
+        """True if there is a checkpoint of this step."""
+        return (self.folder / str(step)).exists()
+
+    def _newest(self, target: Any, check: Check | None) -> tuple[int, Any] | None:
+        self._unusable, problems, errors = [], [], []
+        for step in self.steps():
+            try:
+                return step, self._restore(step, target, check)
+            except _VanishedError:
+                raise
+            except Exception as error:  # Orbax raises bare Exceptions for damaged files
+                self._unusable.append(step)
+                problems.append(f"step {step}: {_first_line(error)}")
+                errors.append(error)
+                logging.getLogger(__name__).warning(
+                    "checkpoint %s is unusable (%s)", self.folder / str(step), _first_line(error)
+                )
+        if not problems:
+            return None
+        if all(isinstance(error, _ForeignError) for error in errors):
+            raise errors[0]
+        raise ValueError(
+            f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore "
+            "that folder from a copy, or train in another one"
+        )
+
+    def _asked_for(self, step: int, target: Any, check: Check | None) -> Any:
         if step not in self.steps():
             kept = ", ".join(map(str, sorted(self.steps()))) or "none"
             raise ValueError(
                 f"{self.folder} holds no checkpoint of step {step}: the steps kept are {kept}"
             )
         try:
-            return self._restore(step, target)
+            return self._restore(step, target, check)
+        except (_VanishedError, _ForeignError):
+            raise
         except Exception as error:
             raise ValueError(
                 f"the checkpoint of step {step} in {self.folder} cannot be used "
@@ -148,34 +199,73 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         if self._manager is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._put_unusable_aside()
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, cleanup_tmp_directories=True
+                create=False,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=_this_process_alone(),
             )
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = ocp.CheckpointManager(
+                self.folder, options=options, item_handlers=_handlers()
+            )
         return self._manager
 
     def _put_unusable_aside(self) -> None:
         # Damaged checkpoints would stand in the way of their sound successors.
         for damaged in self._unusable:
             aside = f"unusable_{damaged}_{time.time_ns()}"
-            (self.folder / str(damaged)).rename(self.folder / aside)
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / str(damaged)).rename(self.folder / aside)
 
-    def _restore(self, step: int, target: Any) -> Any:
+    def _remove(self, step: int) -> None:
+        # The renaming makes it vanish at once for those who read it.
+        removed = self.folder / f"{step}{UNFINISHED}-{time.time_ns()}"
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / str(step)).rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
+        with _quiet_orbax():
+            self._manager.reload()
+
+    def _restore(self, step: int, target: Any, check: Check | None) -> Any:
+        try:
+            return self._restored(step, target, check)
+        except _ForeignError:
+            raise
+        except Exception:
+            if self.has(step):
+                raise
+        raise _VanishedError(step)
+
+    def _restored(self, step: int, target: Any, check: Check | None) -> Any:
+        import orbax.checkpoint as ocp
+
+        # The metadata say in which types the arrays were written.
+        meta = self._metadata(step)
+        if check is not None:
+            try:
+                check(step, _own_values(meta))
+            except ValueError as error:
+                raise _ForeignError(str(error)) from error
+        stored = _as_stored(target, meta)
+        with _quiet_orbax(), _reader() as reader:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
+            state = reader.restore(self.folder / str(step), args=items).state
+        _check_shapes(state, stored)
+        check_state(state, meta, step)
+        if self._run is not None and "stored" in meta:
+            self._run.seen = meta["stored"]["identity"]
+        return _converted(state, target, self.folder / str(step))
+
+    def _metadata(self, step: int) -> dict[str, Any]:
         import orbax.checkpoint as ocp
 
         # A checkpointer of its own per step: it creates nothing and cleans nothing up.
-        with _quiet_orbax(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-            )
-            restored = checkpointer.restore(self.folder / str(step), args=items)
-        _check_shapes(restored.state, target)
-        stored = restored.meta["crc"]
-        for name, crc in _checksums(restored.state).items():
-            if stored.get(name) != crc:
-                raise ValueError(f"{name} differs from its checksum")
-        return restored.state
+        with _quiet_orbax(), _reader() as reader:
+            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            meta = reader.restore(self.folder / str(step), args=items).meta
+        check_record(meta, step, self._run)
+        return meta
 
 
 class BestCheckpoints:
@@ -188,10 +278,17 @@ class BestCheckpoints:
         folder: Folder of the checkpoints; created by the first save.
         keep: Number of checkpoints to keep.
         measure: Name of the measure, stored with each checkpoint.
+        run: As in `Checkpoints`.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 1, measure: str = "held_out_loss"):
-        self._checkpoints = Checkpoints(folder, keep=None)
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int = 1,
+        measure: str = "held_out_loss",
+        run: RunIdentity | None = None,
+    ):
+        self._checkpoints = Checkpoints(folder, keep=None, run=run)
         self._keep = keep
         self._measure = measure
         self._values: dict[int, float] = {}
@@ -201,6 +298,8 @@ class BestCheckpoints:
                 same = stored["measure"] == measure
                 self._values[step] = float(stored["value"]) if same else math.inf
             except Exception as error:  # As in `Checkpoints.restore`
+                if not self._checkpoints.has(step):
+                    continue  # Another process replaced it meanwhile.
                 self._checkpoints.set_aside(step)
                 logging.getLogger(__name__).warning(
                     "checkpoint %s is unusable (%s)",
@@ -305,11 +404,76 @@ def _check_shapes(state: Any, target: Any) -> None:
             )
 
 
-def _checksums(state: Any) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
+def _as_stored(target: Any, meta: Mapping[str, Any]) -> Any:
+    """A target with the types that arrays were written in where JAX's precision alone differs."""
+    types = meta.get("stored", {}).get("types", {})
+
+    def leaf_as_stored(path, leaf):
+        stored = types.get(jax.tree_util.keystr(path))
+        wide = {_WIDER.get(stored, stored), _WIDER.get(leaf.dtype.name, leaf.dtype.name)}
+        return np.zeros(leaf.shape, stored if stored and len(wide) == 1 else leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf_as_stored, target)
+
+
+_WIDER = {"float32": "float64", "int32": "int64", "uint32": "uint64", "complex64": "complex128"}
+
+
+def _converted(state: Any, target: Any, where: Path) -> Any:
+    """A state in the types of a target; says so if any differs."""
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(target), strict=True)
+    differing = [(old.dtype, new.dtype) for old, new in pairs if old.dtype != new.dtype]
+    if not differing:
+        return state
+    logging.getLogger(__name__).warning(
+        "checkpoint %s was written in %s and is converted to %s, because JAX_ENABLE_X64 has "
+        "another value now",
+        where,
+        *differing[0],
+    )
+    return jax.tree.map(lambda old, new: np.asarray(old).astype(new.dtype), state, target)
+
+
+def _own_values(meta: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in meta.items() if name not in HIDDEN}
+
+
+def _this_process_alone() -> Any:
+    """Options of Orbax by which it waits for no other process of a job."""
+    import orbax.checkpoint as ocp
+
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+
+
+def _handlers() -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    alone = _this_process_alone()
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf)) for path, leaf in leaves
+        "state": ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=alone),
     }
+
+
+def _reader() -> Any:
+    """A checkpointer for one checkpoint, which makes nothing."""
+    import orbax.checkpoint as ocp
+
+    alone = _this_process_alone()
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options, **_handlers())
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+class _VanishedError(Exception):
+    """A checkpoint that another process removed while it was read."""
+
+
+class _ForeignError(ValueError):
+    """A checkpoint of another run; the message is a whole sentence."""
 
 
 def _first_line(error: Exception) -> str:

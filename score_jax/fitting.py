@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.checkpoint import BestCheckpoints, Checkpoints
+from score_jax.checkpoint import BestCheckpoints, Check, Checkpoints
 from score_jax.data.dataset import batch_index
 from score_jax.data.examples import Examples, placed, splits_of
 from score_jax.data.stream import prefetch
@@ -33,6 +33,7 @@ from score_jax.devices import (
 )
 from score_jax.noise import run_keys
 from score_jax.progress import Progress, announce
+from score_jax.records import RunIdentity
 from score_jax.training import Metrics, Trainer, TrainState
 
 
@@ -91,6 +92,7 @@ def fit(
     progress: bool = True,
     stop: Callable[[], int] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    check: Check | None = None,
 ) -> TrainState:
     """Trains a score network on an array of examples, over all devices.
 
@@ -132,6 +134,8 @@ def fit(
         stop: Called between two XLA calls; once it returns True, or the number of a signal, the
             step is saved and `fit` returns.
         metadata: JSON values to store with every checkpoint.
+        check: Called with the step and the metadata of a checkpoint before it is used; raises a
+            ValueError for one that belongs to another run.
 
     Returns:
         The state after the last step, on the first device. If `stop` ended training early,
@@ -146,7 +150,8 @@ def fit(
     """
     devices = tuple(devices or jax.local_devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)
-    best = _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata)
+    run = RunIdentity(workdir) if workdir is not None else None
+    best = _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata)
     callbacks = [*callbacks, *best]
     intervals = {
         "log_every": log_every,
@@ -167,10 +172,10 @@ def fit(
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
     checkpoints = None
-    if workdir is not None:
-        checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
+    if run is not None:
+        checkpoints = Checkpoints(run.file.parent / "checkpoints", keep_checkpoints, run)
     facts = _facts(trainer, train, seed, batch_size)
-    state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
+    state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps, check)
     first = done = int(state.step)
     if first == num_steps:
         announce(f"training is complete ({num_steps} steps)", progress)
@@ -304,7 +309,7 @@ def _check_numbers(seed: int, **counts: int) -> None:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
 
 
-def _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata) -> list:
+def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> list:
     """The callback that saves the best states, if any are kept; takes the arguments of `fit`.
 
     Raises:
@@ -316,9 +321,9 @@ def _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata)
         raise ValueError(
             f"keep_best={keep_best} needs a measure: give held_out examples, or best_by"
         )
-    if workdir is None or not keep_best:
+    if run is None or not keep_best:
         return []
-    return [(eval_every, _KeepBest(workdir, keep_best, best_by, eval_every, metadata))]
+    return [(eval_every, _KeepBest(run, keep_best, best_by, eval_every, metadata))]
 
 
 class _KeepBest:
@@ -326,7 +331,7 @@ class _KeepBest:
 
     def __init__(
         self,
-        workdir: str | Path,
+        run: RunIdentity,
         keep_best: int,
         best_by: Callable[[Report], float] | None,
         eval_every: int,
@@ -335,8 +340,7 @@ class _KeepBest:
         measure = "held_out_loss"
         if best_by is not None:
             measure = getattr(best_by, "__name__", type(best_by).__name__)
-        folder = Path(workdir).expanduser() / "best"
-        self._checkpoints = BestCheckpoints(folder, keep_best, measure)
+        self._checkpoints = BestCheckpoints(run.file.parent / "best", keep_best, measure, run)
         self._best_by = best_by
         self._eval_every = eval_every
         self._metadata = metadata
@@ -364,14 +368,19 @@ def _facts(trainer: Trainer, train: Examples, seed: int, batch_size: int) -> dic
 
 
 def _initial_state(
-    trainer, train, seed, state, checkpoints: Checkpoints | None, facts, num_steps
+    trainer, train, seed, state, checkpoints: Checkpoints | None, facts, num_steps, check
 ) -> TrainState:
     """The state of the newest checkpoint; without one, `state` or a new state at step 0."""
     saved = checkpoints.steps() if checkpoints is not None else []
     if saved:
         like = jax.eval_shape(lambda: trainer.init(initial_params(trainer, *train, seed)))
-        step, restored = checkpoints.restore(like)
-        _check_same_run(checkpoints, step, facts)
+
+        def check_all(step: int, stored: Mapping[str, Any]) -> None:
+            _check_same_run(checkpoints, stored, facts)
+            if check is not None:
+                check(step, stored)
+
+        restored = checkpoints.restore(like, check=check_all)[1]
         state = jax.tree.map(jnp.asarray, restored)
     elif state is None:
         state = trainer.init(initial_params(trainer, *train, seed))
@@ -384,14 +393,14 @@ def _initial_state(
     return state
 
 
-def _check_same_run(checkpoints: Checkpoints, step: int, facts: dict[str, Any]) -> None:
+def _check_same_run(checkpoints: Checkpoints, stored: Mapping[str, Any], facts) -> None:
     """Raises a ValueError if a checkpoint was written with other data or another seed."""
-    stored = checkpoints.metadata(step).get("run", {})
+    known = stored.get("run", {})
     for name, value in facts.items():
-        if name in stored and stored[name] != value:
+        if name in known and known[name] != value:
             raise ValueError(
                 f"the checkpoints in {checkpoints.folder} belong to another run: {name} is "
-                f"{stored[name]} there and {value} here; choose another workdir"
+                f"{known[name]} there and {value} here; choose another workdir"
             )
 
 

@@ -1,4 +1,7 @@
+import json
 import logging
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from score_jax import records
 from score_jax.checkpoint import Checkpoints
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import geometric_sigmas
+from score_jax.records import RunIdentity
 from score_jax.training import make_trainer
 
 
@@ -23,7 +28,8 @@ def state(step, width=64):
 
 
 def saved(folder, *steps, keep=3):
-    checkpoints = Checkpoints(folder, keep)
+    run = RunIdentity(folder.parent) if folder.name == "checkpoints" else None
+    checkpoints = Checkpoints(folder, keep, run)
     for step in steps:
         checkpoints.save(step, state(step), {"seed": 0})
     checkpoints.wait()
@@ -100,16 +106,108 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
     assert Checkpoints(tmp_path).restore(state(0))[0] == 20
 
 
-def test_a_changed_number_is_found_by_its_checksum(tmp_path):
-    """Orbax restores changed numbers without an error; here the stored checksum is changed."""
+def test_a_changed_number_is_found_by_its_checksum(tmp_path, monkeypatch):
+    """Orbax restores changed numbers without an error; here the stored checksum is another."""
+    true = records.checksums
+    changed = lambda tree: {name: crc ^ 1 for name, crc in true(tree).items()}  # noqa: E731
+    monkeypatch.setattr(records, "checksums", changed)
     saved(tmp_path, 10)
-    files = [path for path in (tmp_path / "10" / "meta").rglob("*") if path.is_file()]
-    meta = next(path for path in files if b"crc" in path.read_bytes())
-    text = meta.read_text()
-    digits = text.partition("kernel']\": ")[2][:5]
-    meta.write_text(text.replace(digits, str(int(digits) ^ 1), 1))
+    monkeypatch.undo()
     with pytest.raises(ValueError, match="differs from its checksum"):
         Checkpoints(tmp_path).restore(state(0))
+
+
+def meta_file(folder):
+    files = [path for path in (folder / "meta").rglob("*") if path.is_file()]
+    return next(path for path in files if b"crc" in path.read_bytes())
+
+
+def edit_the_metadata(folder):
+    file = meta_file(folder)
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+
+
+def copy_the_older_one(folder):
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "10", folder)
+
+
+def copy_from_another_run(folder):
+    saved(folder.parent / "other" / "checkpoints", 20)
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "other" / "checkpoints" / "20", folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (edit_the_metadata, "its metadata differ from their checksum"),
+        (copy_the_older_one, "it was saved as step 10, but is named 20"),
+        (copy_from_another_run, "it belongs to the run [0-9a-f]{32}, but run.json says"),
+    ],
+)
+def test_a_checkpoint_that_does_not_belong_is_passed_over(tmp_path, caplog, change, problem):
+    saved(tmp_path / "checkpoints", 10, 20)
+    for name in ("²", "007", "1_000"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    change(tmp_path / "checkpoints" / "20")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", run=RunIdentity(tmp_path))
+    assert checkpoints.steps() == [20, 10]
+    assert checkpoints.restore(state(0))[0] == 10
+    assert re.search(problem, caplog.text)
+    with pytest.raises(ValueError, match=problem):
+        checkpoints.restore(state(0), 20)
+    # A reader leaves it where it is, a writer renames it.
+    assert (tmp_path / "checkpoints" / "20").exists()
+    checkpoints.save(20, state(20), {})
+    checkpoints.wait()
+    assert len(list((tmp_path / "checkpoints").glob("unusable_20_*"))) == 1
+    assert (
+        Checkpoints(tmp_path / "checkpoints", run=RunIdentity(tmp_path)).restore(state(0))[0] == 20
+    )
+
+
+def test_checkpoints_of_earlier_versions_are_restored_up_to_the_first_with_an_identity(tmp_path):
+    folder = tmp_path / "checkpoints"
+    old = Checkpoints(folder)
+    old.save(10, state(10))
+    old.wait()
+    meta = meta_file(folder / "10")
+    content = json.loads(meta.read_text())
+    del content["stored"]
+    meta.write_text(json.dumps(content))
+    checkpoints = Checkpoints(folder, run=RunIdentity(tmp_path))
+    assert checkpoints.restore(state(0))[0] == 10
+    checkpoints.save(20, state(20))
+    checkpoints.wait()
+    assert json.loads((tmp_path / "run.json").read_text())["without_identity_until"] == 19
+    assert checkpoints.restore(state(0), 10)[0] == 10
+    shutil.copytree(folder / "10", folder / "30")
+    with pytest.raises(ValueError, match="carries no identity"):
+        checkpoints.restore(state(0), 30)
+
+    # The identity of a run that has lost its file is that of its checkpoints.
+    identity = json.loads((tmp_path / "run.json").read_text())["identity"]
+    (tmp_path / "run.json").unlink()
+    checkpoints = Checkpoints(folder, run=RunIdentity(tmp_path))
+    assert checkpoints.restore(state(0), 20)[0] == 20
+    checkpoints.save(40, state(40))
+    checkpoints.wait()
+    assert json.loads((tmp_path / "run.json").read_text())["identity"] == identity
+
+
+def test_types_that_differ_by_the_precision_of_jax_are_converted(tmp_path, caplog):
+    wide = {"x": np.arange(3.0), "n": np.int32(3)}
+    narrow = {"x": np.zeros(3, np.float32), "n": np.int32(0)}
+    for name, stored, like in (("a", wide, narrow), ("b", narrow, wide)):
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(10, stored)
+        checkpoints.wait()
+        _, restored = checkpoints.restore(like)
+        assert restored["x"].dtype == like["x"].dtype
+        np.testing.assert_array_equal(restored["x"], stored["x"])
+        assert "JAX_ENABLE_X64" in caplog.text
+        caplog.clear()
 
 
 def test_no_sound_checkpoint_left(tmp_path):

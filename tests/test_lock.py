@@ -61,6 +61,6 @@ def test_a_holder_without_facts_is_another_process(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_named():
-    with pytest.raises(OSError, match="--workdir=/proc/run cannot be written"):
-        with lock.held("/proc/run"):
-            pass
+    words = "--workdir=/proc/run cannot be written"
+    with pytest.raises(OSError, match=words), lock.held("/proc/run"):
+        pass

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from score_jax.cli import workdir
+from score_jax.cli import lock, workdir
 from score_jax.cli.flags import Command
 from score_jax.progress import announce
 
@@ -69,6 +69,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     from score_jax.checkpoint import Checkpoints
     from score_jax.cli.settings import validate
     from score_jax.models.official import from_official
+    from score_jax.records import RunIdentity
 
     del devices
 
@@ -76,7 +77,7 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     checkpoint, folder = command.options.checkpoint, Path(command.workdir)
     if checkpoint is None:
         raise ValueError("--mode=import needs --checkpoint=file.pth, an official checkpoint")
-    checkpoints = Checkpoints(folder / "checkpoints", keep=1)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=1, run=RunIdentity(folder))
     if checkpoints.steps():
         raise ValueError(f"--workdir={folder} holds checkpoints already: choose another --workdir")
     official = _read(checkpoint)
@@ -89,10 +90,12 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     workdir.check_writable(folder, 2 * num_bytes + 10_000_000)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    workdir.write_json(folder / "config.json", config)
-    checkpoints.save(official.step, state, {"config": config})
-    checkpoints.wait()
+    with lock.held(folder):
+        if checkpoints.steps() or workdir.read_json(folder / "config.json") not in (None, config):
+            raise ValueError(f"--workdir={folder} holds a run already: choose another --workdir")
+        workdir.write_json(folder / "config.json", config)
+        checkpoints.save(official.step, state, {"config": config})
+        checkpoints.wait()
 
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     data, sampling = config["data"], config["sampling"]

@@ -158,7 +158,7 @@ def write_completions(
     grey = 0.5 * (originals.x.min() + originals.x.max()) if not run.has_pixels else 0.5
     masked = np.where(mask, originals.x, np.float32(grey))
     rows = np.concatenate([originals.x[:, None], masked[:, None], completed], axis=1)[:20, :22]
-    write_rows(run, name, rows, originals, settings, completions=completed, mask=mask)
+    name = write_rows(run, name, rows, originals, settings, completions=completed, mask=mask)
     announce(
         f"wrote {name}.png (original, known part, completions) and {name}.npz to {run.folder}"
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.cli import images, workdir
+from score_jax.cli import images, lock, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.run import Run, naming_step_size, open_run, output_settings
 from score_jax.network import with_label
@@ -61,10 +61,11 @@ def interpolate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     samples = run.to_images(ends).reshape(rows, columns, *run.shape)
 
     picture = run.picture(samples.reshape(-1, *run.shape), columns, pixels=80 * columns)
-    with workdir.replacing(run.folder / f"{name}.png") as path:
-        images.save_png(path, picture)
-    with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-        np.savez_compressed(file, samples=samples, angle=angles, settings=json.dumps(settings))
+    with lock.output(run.folder, name, settings) as name:
+        with workdir.replacing(run.folder / f"{name}.png") as path:
+            images.save_png(path, picture)
+        with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
+            np.savez_compressed(file, samples=samples, angle=angles, settings=json.dumps(settings))
     announce(f"wrote {name}.png and {name}.npz to {run.folder}")
     return True
 

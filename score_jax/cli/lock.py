@@ -8,30 +8,34 @@ with `nolock`, and Lustre if it is mounted with `flock`.
 
 import contextlib
 import datetime
+import io
 import os
 import platform
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from score_jax.cli import workdir
+from score_jax.progress import announce
 
 RUN = "run"
 """Name of the lock of the run itself: its config, checkpoints and logs."""
 PATIENCE, PAUSE = 1.0, 0.05
 """Seconds to wait for the facts about a holder that has just begun, and between two looks."""
+SHORTLY = 60.0
+"""Seconds to wait for a process that writes a few files."""
 LONGEST_COMMAND = 300
 """Characters of the holder's command line that a message shows."""
 
 
 @contextlib.contextmanager
-def held(folder: str | Path, name: str = RUN) -> Iterator[None]:
+def held(folder: str | Path, name: str = RUN, wait: float = 0.0) -> Iterator[None]:
     """Holds a lock of a workdir for the duration of the block; the folder is made if needed.
 
     Of several processes of one job, only the first takes it.
@@ -39,6 +43,7 @@ def held(folder: str | Path, name: str = RUN) -> Iterator[None]:
     Args:
         folder: The workdir.
         name: "run" for the run itself, or the name of a single output.
+        wait: Seconds to wait for another process.
 
     Raises:
         ValueError: If another process holds it; names that process.
@@ -49,7 +54,7 @@ def held(folder: str | Path, name: str = RUN) -> Iterator[None]:
     if jax.process_index() != 0:
         yield
         return
-    lock = _acquired(Path(folder), name, patience=None)
+    lock = _acquired(Path(folder), name, wait)
     try:
         if name == RUN:
             remove_leftovers(folder)
@@ -62,31 +67,74 @@ def held(folder: str | Path, name: str = RUN) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def changing(file: str | Path, patience: float = 10.0) -> Iterator[None]:
+def changing(file: str | Path) -> Iterator[None]:
     """Holds the lock of one small file while it is read, changed and replaced.
 
     Waits for other processes, which hold it for as short a time.
 
     Args:
         file: The file.
-        patience: Seconds to wait.
 
     Raises:
-        ValueError: If the file is still locked then.
+        ValueError: If the file is still locked after `SHORTLY` seconds.
         OSError: If its folder cannot be written.
     """
-    file = Path(file)
-    lock = _acquired(file.parent, file.name, patience)
-    try:
+    with held(Path(file).parent, Path(file).name, SHORTLY):
         yield
+
+
+@contextlib.contextmanager
+def output(folder: Path, name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Holds the lock of an output while its files are written.
+
+    Args:
+        folder: The workdir.
+        name: Stem of the files, as `workdir.output_name` chose it.
+        settings: The settings that decide what the output holds.
+
+    Yields:
+        The stem; another one if another process has written files of other settings meanwhile.
+
+    Raises:
+        ValueError: If another process writes them for more than `SHORTLY` seconds.
+        OSError: If the folder cannot be written.
+    """
+    while True:
+        chosen = workdir.output_name(folder, name, None, settings)
+        with held(folder, chosen, SHORTLY):
+            with contextlib.redirect_stdout(io.StringIO()):
+                still = workdir.output_name(folder, name, None, settings)
+            if still == chosen:
+                yield chosen
+                return
+
+
+@contextlib.contextmanager
+def trying(folder: str | Path) -> Iterator[bool]:
+    """Holds the lock of the run if no other process does; True if this process holds it.
+
+    For what a process other than the run's writer can add to the run's logs.
+    """
+    facts = _facts_of_holder(Path(folder), RUN)
+    if facts is not None:
+        own = facts["process"] == os.getpid() and facts.get("host") == platform.node()
+        yield own
+        return
+    try:
+        lock = _acquired(Path(folder), RUN, 0.0)
+    except ValueError:
+        yield False
+        return
+    try:
+        yield True
     finally:
         lock.release()
 
 
-def _acquired(folder: Path, name: str, patience: float | None) -> filelock.FileLock:
-    """A lock that this process holds; `patience` is None for a lock whose holder leaves facts."""
+def _acquired(folder: Path, name: str, wait: float) -> filelock.FileLock:
+    """A lock that this process holds, after `wait` seconds or less."""
     lock = filelock.FileLock(folder / f".{name}.lock", thread_local=False)
-    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+    begun, announced = time.monotonic(), wait <= SHORTLY
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +142,13 @@ def _acquired(folder: Path, name: str, patience: float | None) -> filelock.FileL
             return lock
         except filelock.Timeout:
             # A holder that has just begun has not written its facts yet.
-            facts = _facts_of_holder(folder, name) if patience is None else None
-            if facts is not None or time.monotonic() > deadline:
+            facts = _facts_of_holder(folder, name)
+            waited = time.monotonic() - begun
+            if waited >= (wait if facts is not None else max(wait, PATIENCE)):
                 raise ValueError(_refusal(folder, name, facts)) from None
+            if not announced:
+                announced = True
+                announce(f"waits for process {(facts or {}).get('process')}, which writes {name}")
         except OSError as error:
             raise OSError(
                 f"--workdir={folder} cannot be written ({error.strerror or error}): make it "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from score_jax.cli import images, workdir
+from score_jax.cli import images, lock, workdir
 from score_jax.cli.flags import Options
 from score_jax.cli.masks import MASKS, read_mask_file, scale_known
 from score_jax.cli.names import naming
@@ -137,7 +137,7 @@ def write_rows(
     originals: Originals,
     settings: dict[str, Any],
     **arrays: np.ndarray,
-) -> None:
+) -> str:
     """Writes NAME.png, a row of pictures per image, and NAME.npz.
 
     Args:
@@ -147,13 +147,18 @@ def write_rows(
         originals: The images, which the .npz contains with their labels.
         settings: The settings that decide the result.
         **arrays: Further arrays of the .npz.
+
+    Returns:
+        The stem; another one if another process has written files of other settings meanwhile.
     """
     columns = rows.shape[1]
     picture = run.picture(rows.reshape(-1, *run.shape), columns, pixels=80 * columns)
-    with workdir.replacing(run.folder / f"{name}.png") as path:
-        images.save_png(path, picture)
     labels = {} if originals.labels is None else {"labels": originals.labels}
-    with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-        np.savez_compressed(
-            file, **arrays, originals=originals.x, **labels, settings=json.dumps(settings)
-        )
+    with lock.output(run.folder, name, settings) as name:
+        with workdir.replacing(run.folder / f"{name}.png") as path:
+            images.save_png(path, picture)
+        with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
+            np.savez_compressed(
+                file, **arrays, originals=originals.x, **labels, settings=json.dumps(settings)
+            )
+    return name

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from score_jax.cli import workdir
+from score_jax.cli import lock, workdir
 from score_jax.cli.config_files import load_config, published_configs
 from score_jax.cli.flags import Command
 from score_jax.cli.settings import completed, default_fields, flatten, plain
@@ -42,15 +42,16 @@ def record(command: Command, devices: Sequence[jax.Device], name: str | None = N
     """
     file = Path(command.workdir) / "provenance.json"
     origin = describe(command, devices)
-    try:
-        content = workdir.read_json(file) or {}
-    except ValueError:
-        content = {}  # The file is damaged.
-    if name is None:
-        content = {**origin, "samples": content.get("samples", {})}
-    else:
-        content = {**content, "samples": {**content.get("samples", {}), name: origin}}
-    workdir.write_json(file, content)
+    with lock.changing(file):
+        try:
+            content = workdir.read_json(file) or {}
+        except ValueError:
+            content = {}  # The file is damaged.
+        if name is None:
+            content = {**origin, "samples": content.get("samples", {})}
+        else:
+            content = {**content, "samples": {**content.get("samples", {}), name: origin}}
+        workdir.write_json(file, content)
 
 
 def has_samples(folder: Path, name: str) -> bool:
@@ -60,10 +61,11 @@ def has_samples(folder: Path, name: str) -> bool:
 
 def rename_samples(folder: Path, old: str, new: str) -> None:
     """Records that the files of samples of one name have another name now."""
-    entries = _samples(folder)
-    entries = {new if name == old else name: entry for name, entry in entries.items()}
-    content = workdir.read_json(Path(folder) / "provenance.json") or {}
-    workdir.write_json(Path(folder) / "provenance.json", {**content, "samples": entries})
+    file = Path(folder) / "provenance.json"
+    with lock.changing(file):
+        entries = _samples(folder)
+        entries = {new if name == old else name: entry for name, entry in entries.items()}
+        workdir.write_json(file, {**(workdir.read_json(file) or {}), "samples": entries})
 
 
 def _samples(folder: Path) -> dict[str, Any]:

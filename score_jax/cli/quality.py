@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from score_jax.cli import build, workdir
+from score_jax.cli import build, lock, workdir
 from score_jax.cli.cache import cache_folder
 from score_jax.cli.feature_space import (
     Space,
@@ -296,12 +296,13 @@ def saved_entries(folder: Path) -> list[dict[str, Any]]:
 def add_entry(folder: Path, entry: Mapping[str, Any]) -> None:
     """Adds an entry to quality.json; it replaces the one of the same comparison."""
     same = ("samples", "features", "fingerprint", "reference")
-    kept = [
-        other
-        for other in saved_entries(folder)
-        if any(other.get(key) != entry[key] for key in same)
-    ]
-    workdir.write_json(folder / "quality.json", {"entries": [entry, *kept]})
+    with lock.changing(folder / "quality.json"):
+        kept = [
+            other
+            for other in saved_entries(folder)
+            if any(other.get(key) != entry[key] for key in same)
+        ]
+        workdir.write_json(folder / "quality.json", {"entries": [entry, *kept]})
 
 
 def print_entry(prepared: Judge, entry: Mapping[str, Any]) -> None:

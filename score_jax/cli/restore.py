@@ -276,7 +276,7 @@ def write_restorations(
         ],
         axis=1,
     )[:20, :20]
-    write_rows(
+    name = write_rows(
         run,
         name,
         run.to_images(rows),

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax.checkpoint import BestCheckpoints, Checkpoints
+from score_jax.checkpoint import BestCheckpoints, Check, Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.modes import MODES
@@ -25,6 +25,7 @@ from score_jax.cli.settings import (
     FREE_TO_USE,
     check_same_run,
     completed,
+    differences_listed,
     validate,
 )
 from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
@@ -35,6 +36,7 @@ from score_jax.evaluation.diagnostics import ChainObserver, DataMoments
 from score_jax.guidance import class_guidance, without_label
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
+from score_jax.records import RunIdentity
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.sampling import takes_observer
 from score_jax.training import Trainer, TrainState
@@ -287,7 +289,8 @@ def open_run(
     needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
     workdir.check_writable(output or command.workdir, needed_bytes)
 
-    restored = checkpoints.restore(state_shape, step) or (None, None)
+    restored = checkpoints.restore(state_shape, step, belongs_to(command.workdir)) or (None, None)
+    _check_number_of_steps(command, config, restored[0])
     return Run(
         config=config,
         folder=Path(command.workdir),
@@ -317,11 +320,12 @@ def _open_checkpoints(
     folder, mode = Path(command.workdir), command.mode
     saved = workdir.read_json(folder / "config.json")
     workdir.read_json(folder / "metrics.json")  # Report a damaged file now, not after hours.
-    checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"])
+    run, measure = RunIdentity(folder), config["training"]["best_by"]
+    checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"], run)
     steps, best = checkpoints.steps(), []
     asked = command.options.step
     if asked is not None:
-        best = BestCheckpoints(folder / "best", measure=config["training"]["best_by"]).steps()
+        best = BestCheckpoints(folder / "best", measure=measure, run=run).steps()
     if not steps and not best and mode != "train":
         raise FileNotFoundError(
             f"--workdir={folder} holds no checkpoint to {mode} from: train first, with "
@@ -335,22 +339,46 @@ def _open_checkpoints(
     if steps or best:
         free = FREE_TO_CONTINUE if mode == "train" else FREE_TO_USE
         check_same_run(completed(saved), config, free, str(folder))
-    num_steps = config["training"]["num_steps"]
-    if mode == "train" and steps and steps[0] > num_steps:
-        raise ValueError(
-            f"--workdir={folder} has been trained for {steps[0]} steps, more than "
-            f"config.training.num_steps={num_steps}: ask for more steps, or choose another "
-            "--workdir"
-        )
     if asked is None:
         return checkpoints, None
     step = _asked_step(asked, steps, best, folder)
-    return (checkpoints if step in steps and asked != "best" else _best_of(folder)), step
+    if step in steps and asked != "best":
+        return checkpoints, step
+    return Checkpoints(folder / "best", keep=None, run=run), step
 
 
-def _best_of(folder: Path) -> Checkpoints:
-    """The best checkpoints of a workdir, to restore from."""
-    return Checkpoints(folder / "best", keep=None)
+def belongs_to(folder: Path) -> Check:
+    """The check that a checkpoint was written with the config that its workdir holds.
+
+    Settings that can change when training is continued can differ.
+    """
+
+    def check(step: int, metadata: Mapping[str, Any]) -> None:
+        saved = workdir.read_json(Path(folder) / "config.json")
+        if saved is None or not isinstance(metadata.get("config"), Mapping):
+            return
+        there = f"in the checkpoint of step {step}"
+        listed = differences_listed(
+            saved, metadata["config"], FREE_TO_CONTINUE, "in config.json", there
+        )
+        if listed:
+            raise ValueError(
+                f"--workdir={folder} has files of two runs: {listed}; restore config.json or the "
+                "checkpoint from a copy, or choose another --workdir"
+            )
+
+    return check
+
+
+def _check_number_of_steps(command: Command, config: Mapping[str, Any], step: int | None) -> None:
+    """Raises a ValueError if training has gone beyond the number of steps that is asked for."""
+    num_steps = config["training"]["num_steps"]
+    if command.mode == "train" and step is not None and step > num_steps:
+        raise ValueError(
+            f"--workdir={command.workdir} has been trained for {step} steps, more than "
+            f"config.training.num_steps={num_steps}: ask for more steps, or choose another "
+            "--workdir"
+        )
 
 
 def _asked_step(asked: str, steps: list[int], best: list[int], folder: Path) -> int:

@@ -42,19 +42,26 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         return samples.shards_of(run, name, params, settings, labels).difference()
 
     name = workdir.output_name(run.folder, "samples", options.name, settings, unfinished)
-    with lock.held(run.folder, name):
-        # Another process may have finished in the meantime.
-        reason = workdir.difference(run.folder / f"{name}.npz", settings) or unfinished(name)
-        if reason:
-            raise ValueError(f"{reason}: choose another --name, or run the same command again")
-        workdir.check_writable(run.folder, 8 * number * int(np.prod(run.shape)))
+    shards = samples.shards_of(run, name, params, settings, labels)
+    announce(samples.describe(run, settings))
 
-        # Draw the samples, and write them with the way of those in the picture.
-        announce(samples.describe(run, settings))
-        shards = samples.shards_of(run, name, params, settings, labels)
-        drawn = samples.draw(run, score_fn, labels, shards)
+    def finish(drawn: samples.Drawn, name: str) -> None:
         samples.write(run, name, drawn, settings)
         provenance.record(command, devices, name)
-        shards.remove()
+
+    # A small set takes a name when it is written, a large one while its shards grow.
+    if len(shards) == 1:
+        drawn = samples.draw(run, score_fn, labels, shards)
+        with lock.output(run.folder, name, settings) as name:
+            finish(drawn, name)
+    else:
+        workdir.check_writable(run.folder, 8 * number * int(np.prod(run.shape)))
+        with lock.held(run.folder, name):
+            # Another process may have finished in the meantime.
+            reason = workdir.difference(run.folder / f"{name}.npz", settings) or unfinished(name)
+            if reason:
+                raise ValueError(f"{reason}: run the same command again, or choose a --name")
+            finish(samples.draw(run, score_fn, labels, shards), name)
+            shards.remove()
     announce(f"next: {workdir.command_line('--workdir', run.folder, '--mode=evaluate')}")
     return True

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from score_jax import sampling
-from score_jax.cli import images, provenance, workdir
+from score_jax.cli import images, lock, provenance, workdir
 from score_jax.cli.events import EventWriter
 from score_jax.cli.run import Run, naming_step_size, output_settings
 from score_jax.cli.settings import completed
@@ -390,9 +390,15 @@ def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, An
 
 
 def _add_to_log(run: Run, picture: np.ndarray, step: int, seconds: float) -> None:
-    """Adds the run's own samples to metrics.json and to TensorBoard's events."""
-    log = workdir.read_json(run.folder / "metrics.json") or {}
-    log.setdefault("seconds", {})["sample"] = round(seconds, 3)
-    workdir.write_json(run.folder / "metrics.json", log)
-    with EventWriter(run.folder, step) as writer:
-        writer.add_image("samples", picture, step)
+    """Adds the run's own samples to metrics.json and to TensorBoard's events.
+
+    Both belong to the process that trains in this workdir, if another one does.
+    """
+    with lock.trying(run.folder) as owns_log:
+        if not owns_log:
+            return
+        log = workdir.read_json(run.folder / "metrics.json") or {}
+        log.setdefault("seconds", {})["sample"] = round(seconds, 3)
+        workdir.write_json(run.folder / "metrics.json", log)
+        with EventWriter(run.folder, step) as writer:
+            writer.add_image("samples", picture, step)

@@ -334,23 +334,39 @@ def check_same_run(saved: Config, config: Config, free: tuple[str, ...], folder:
     Raises:
         ValueError: If any other setting differs.
     """
-    old, new = dict(flatten(completed(saved))), dict(flatten(completed(config)))
+    listed = differences_listed(saved, config, free, "there", "here")
+    if listed:
+        raise ValueError(
+            f"--workdir={folder} holds another run: {listed}; choose another --workdir, or drop "
+            "what differs"
+        )
+
+
+def differences_listed(
+    old: Config, new: Config, free: tuple[str, ...], old_place: str, new_place: str
+) -> str:
+    """The settings in which two configs of a run differ, in words; "" if there are none.
+
+    Args:
+        old: A config, also of an earlier version.
+        new: Another one.
+        free: Names, or beginnings of names, of settings that can differ.
+        old_place: Place of the first config, such as "there".
+        new_place: Place of the second.
+    """
+    before, after = dict(flatten(completed(old))), dict(flatten(completed(new)))
     differing = [
         name
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name) != new.get(name) and not name.startswith(free)
+        for name in dict.fromkeys([*before, *after])
+        if before.get(name) != after.get(name) and not name.startswith(free)
     ]
-    if not differing:
-        return
     listed = ", ".join(
-        f"config.{name} is {shown(old.get(name))} there and {shown(new.get(name))} here"
+        f"config.{name} is {shown(before.get(name))} {old_place} and {shown(after.get(name))} "
+        f"{new_place}"
         for name in differing[:4]
     )
     more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
-    raise ValueError(
-        f"--workdir={folder} holds another run: {listed}{more}; choose another --workdir, or drop "
-        "what differs"
-    )
+    return f"{listed}{more}"
 
 
 def markdown() -> str:

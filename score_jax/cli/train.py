@@ -6,10 +6,12 @@ that TensorBoard shows.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,10 +26,12 @@ from score_jax.cli.moments import write_moments
 from score_jax.cli.names import naming
 from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
-from score_jax.cli.run import Run, naming_step_size, open_run
+from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
 
+WAIT = 3600.0
+"""Seconds to wait for another process that writes "samples" when training ends."""
 PREVIEWS = 36
 """Largest number of chains in a preview, six by six."""
 
@@ -46,12 +50,27 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     num_states = settings["keep_checkpoints"] + 1
     if settings["keep_best"]:
         num_states += settings["keep_best"] + 1
-    run = open_run(command, devices, needs_data=True, decode=True, num_states=num_states)
+    opened = functools.partial(
+        open_run, command, devices, needs_data=True, decode=True, num_states=num_states
+    )
     if command.dry_run:
         from score_jax.cli.estimate import estimate_training
 
-        return estimate_training(run)
+        return estimate_training(opened())
+    folder = Path(command.workdir)
+    if (folder / "config.json").is_file():
+        with lock.held(folder):
+            return _train(command, devices, opened())
+    # Nothing is written to a folder without a run before everything is checked.
+    run = opened()
+    with lock.held(folder):
+        if (folder / "config.json").exists():
+            run = opened()  # Another process was faster.
+        return _train(command, devices, run)
 
+
+def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
+    """`train_mode` of an opened run, whose lock is held."""
     saved_entries(run.folder)  # Report a damaged file now, not after hours.
 
     # Train, unless that is done already.
@@ -86,6 +105,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
                     callbacks=callbacks(run, log, judge, stop),
                     stop=stop,
                     metadata={"config": run.config},
+                    check=belongs_to(run.folder),
                     **training_arguments(run),
                 )
             number = stop()
@@ -122,7 +142,7 @@ def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.
     Samples of other settings that the user drew are kept under another name.
     """
     labels = run.labels(settings["num_samples"])
-    with lock.held(run.folder, "samples"):
+    with lock.held(run.folder, "samples", wait=WAIT):
         shards = samples.shards_of(run, "samples", params, settings, labels)
         samples.make_way(run, settings, shards)
         announce(samples.describe(run, settings))
