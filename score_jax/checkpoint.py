@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 import traceback
@@ -357,16 +358,22 @@ def silence_background_saves() -> None:
 
     What fails in them is raised by the next `save` or `wait`.
     """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    previous = threading.excepthook
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    in_threads, elsewhere = threading.excepthook, sys.excepthook
 
-    def hook(arguments):
+    def thread_hook(arguments):
         frames = traceback.walk_tb(arguments.exc_traceback)
         modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
         if "orbax" not in modules:
-            previous(arguments)
+            in_threads(arguments)
 
-    threading.excepthook = hook
+    def hook(kind, error, trace):
+        # TensorStore's own threads print that the loop that awaits them has ended.
+        if threading.current_thread() is threading.main_thread():
+            elsewhere(kind, error, trace)
+
+    threading.excepthook, sys.excepthook = thread_hook, hook
 
 
 @contextlib.contextmanager
@@ -387,7 +394,7 @@ def _quiet_orbax() -> Iterator[None]:
     """Silences the messages that Orbax logs at every save, for the duration of the block."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:
