@@ -8,8 +8,13 @@ the arrays and compared on restore. One process writes; others can read at the s
 import contextlib
 import logging
 import math
+import os
+import re
 import shutil
+import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +76,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         identity = None if self._run is None else self._run.begin(step)
-        with _quiet_orbax():
+        with _quiet_orbax(), _as_system_errors(self.folder):
             manager = self._opened()
             if step in manager.all_steps():
                 return
@@ -87,7 +92,7 @@ class Checkpoints:
         """Returns once everything is on disk, and removes the checkpoints that are surplus."""
         if self._manager is None:
             return
-        with _quiet_orbax():
+        with _quiet_orbax(), _as_system_errors(self.folder):
             self._manager.wait_until_finished()
         if self._keep is not None:
             for step in self.steps()[self._keep :]:
@@ -348,12 +353,48 @@ class BestCheckpoints:
         self._checkpoints.wait()
 
 
+def silence_background_saves() -> None:
+    """Keeps the threads of Orbax from printing tracebacks, for a process of its own.
+
+    What fails in them is raised by the next `save` or `wait`.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    in_threads, elsewhere = threading.excepthook, sys.excepthook
+
+    def thread_hook(arguments):
+        frames = traceback.walk_tb(arguments.exc_traceback)
+        modules = {frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames}
+        if "orbax" not in modules:
+            in_threads(arguments)
+
+    def hook(kind, error, trace):
+        # TensorStore's own threads print that the loop that awaits them has ended.
+        if threading.current_thread() is threading.main_thread():
+            elsewhere(kind, error, trace)
+
+    threading.excepthook, sys.excepthook = thread_hook, hook
+
+
+@contextlib.contextmanager
+def _as_system_errors(folder: Path) -> Iterator[None]:
+    """Turns errors of Orbax about the disk, whose kinds differ, into OSErrors."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if isinstance(error, OSError) or found is None:
+            raise
+        code = int(found[1])
+        raise OSError(code, os.strerror(code), str(folder)) from error
+
+
 @contextlib.contextmanager
 def _quiet_orbax() -> Iterator[None]:
     """Silences the messages that Orbax logs at every save, for the duration of the block."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:

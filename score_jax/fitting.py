@@ -54,6 +54,7 @@ class Report(NamedTuple):
         steps_per_second: Speed since the entry before the last in `losses`.
         compile_seconds: Time this call spent compiling.
         train_seconds: Time since then.
+        stopping: True if training ends here, before its last step.
     """
 
     step: int
@@ -65,6 +66,7 @@ class Report(NamedTuple):
     steps_per_second: float
     compile_seconds: float
     train_seconds: float
+    stopping: bool = False
 
 
 def fit(
@@ -91,7 +93,7 @@ def fit(
     device_megabytes: int = 1024,
     callbacks: Sequence[tuple[int, Callable[[Report], None]]] = (),
     progress: bool = True,
-    stop: Callable[[], bool] | None = None,
+    stop: Callable[[], int] | None = None,
     metadata: Mapping[str, Any] | None = None,
     check: Check | None = None,
 ) -> TrainState:
@@ -136,8 +138,9 @@ def fit(
         callbacks: Pairs (every, function): the function receives a `Report` at multiples of
             `every`, after the last step and when training stops.
         progress: If True, show progress and announce what is being compiled.
-        stop: Asked between two calls; if it returns True, the step is saved and `fit` returns. In
-            several processes it must return the same at the same step.
+        stop: Called between two XLA calls; once it returns True, or the number of a signal, the
+            step is saved and `fit` returns. In several processes it must return
+            the same at the same step.
         metadata: JSON values to store with every checkpoint.
         check: Called with the step and the metadata of a checkpoint before it is used; raises a
             ValueError for one that belongs to another run.
@@ -218,7 +221,7 @@ def fit(
                 jax.block_until_ready(metrics)
 
             # Read `stop` once, so that all actions below see the same value.
-            stopping = stop is not None and stop()
+            stopping = stop is not None and bool(stop())
             last = stopping or done == num_steps
             due = {name: last or done % every == 0 for name, every in intervals.items()}
             if due["log_every"] or due["checkpoint_every"]:
@@ -229,7 +232,8 @@ def fit(
                 checkpoints.save(done, state, {**(metadata or {}), "run": facts})
             for i, (_, callback) in enumerate(callbacks):
                 if due[f"callbacks[{i}]"]:
-                    callback(log.report(done, num_steps, state))
+                    report = log.report(done, num_steps, state)
+                    callback(report._replace(stopping=stopping and done < num_steps))
             bar.update(done, loss=log.last_loss(metrics))
     batches.close()
     if checkpoints is not None:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,6 +113,7 @@ def sample(
     sigmas: Sigmas,
     *,
     number: int,
+    first: int = 0,
     shape: Sequence[int],
     num_steps: int = 10,
     step_size: float | None = None,
@@ -126,7 +127,8 @@ def sample(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     num_snapshots: int = 0,
-    callbacks: Sequence[Callable[[int, Trajectory], None]] = (),
+    callbacks: Sequence[Callable[[int, Trajectory], Mapping[str, float] | None]] = (),
+    collect: bool = True,
     progress: bool = True,
 ) -> np.ndarray:
     """Draws samples with a score function, over all devices.
@@ -136,6 +138,8 @@ def sample(
             network; calls with other parameters of the same network do not compile again.
         sigmas: Noise levels, decreasing, in the unit of the data.
         number: Number of samples.
+        first: Index of the first chain, so that a set can be drawn in parts: chains first to
+            first + number - 1 are those that a call with first=0 and more samples gives.
         shape: Shape of one sample.
         num_steps: Steps per noise level; for the samplers of `samplers.ode` and
             `samplers.predictor_corrector`, steps of the whole chain.
@@ -158,11 +162,12 @@ def sample(
         devices: Devices that share the chains; None takes all of them.
         num_snapshots: Number of intermediate states per chain in the callbacks' trajectories.
         callbacks: Called after each batch with the index of its first chain and its trajectory,
-            as host arrays.
+            as host arrays. The values that one returns are shown beside the progress.
+        collect: If False, the samples reach the callbacks only, and none are returned.
         progress: If True, show progress and announce what is being compiled.
 
     Returns:
-        float32 [number, *shape]. Not clipped.
+        float32 [number, *shape], or [0, *shape] without `collect`. Not clipped.
 
     Raises:
         ValueError: If arguments do not fit each other.
@@ -171,6 +176,8 @@ def sample(
     shape = tuple(int(length) for length in shape)
     if number < 1:
         raise ValueError(f"number={number} must be at least 1")
+    if not 0 <= first <= 2**31 - number:
+        raise ValueError(f"first={first} must be at least 0 and first + number at most 2**31")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
     if condition is not None:
@@ -198,10 +205,12 @@ def sample(
         chains,
         (run_keys(seed)["sample"], as_pytree(score_fn)),
         number,
+        first=first,
         per_chain=_labels(label, number) if condition is None else condition,
         batch_size=batch_size,
         devices=devices,
         callbacks=callbacks,
+        collect=collect,
         progress=progress,
     )
 
@@ -264,11 +273,13 @@ def run_chains(
     shared: Any,
     number: int,
     *,
+    first: int = 0,
     per_chain: Any = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     name: str = "sample",
-    callbacks: Sequence[Callable[[int, Trajectory], None]] = (),
+    callbacks: Sequence[Callable[[int, Trajectory], Mapping[str, float] | None]] = (),
+    collect: bool = True,
     progress: bool = True,
 ) -> np.ndarray:
     """Runs `number` chains in batches over all devices.
@@ -279,16 +290,19 @@ def run_chains(
             function reuse its compiled form.
         shared: Pytree that every device receives.
         number: Number of chains.
+        first: Index of the first chain.
         per_chain: Pytree of arrays [number, ...], of which a chain receives its own entries.
         batch_size: Chains that run at once over all devices; None chooses at most 128.
         devices: Devices that share the chains; None takes all of them.
         name: Name of the work in the progress line.
         callbacks: Called after each batch with the index of its first chain and its trajectory,
-            as host arrays [batch, ...] without the chains that only fill up the last batch.
+            as host arrays [batch, ...] without the chains that only fill up the last batch. The
+            values that one returns are shown beside the progress.
+        collect: If False, the final states reach the callbacks only, and none are returned.
         progress: If True, show progress and announce what is being compiled.
 
     Returns:
-        Final states, [number, *shape].
+        Final states, [number, *shape], or [0, *shape] without `collect`.
 
     Raises:
         ValueError: If the devices do not divide batch_size.
@@ -300,31 +314,32 @@ def run_chains(
         batch_size = share * len(devices)
     check_divides(batch_size, len(devices))
 
-    def own(first):
+    def own(begin):
         # Surplus chains of the last batch repeat the entries of the last chain.
-        index = np.arange(first, first + batch_size, dtype=np.int32)
-        taken = np.minimum(index, number - 1)
+        index = np.arange(begin, begin + batch_size, dtype=np.int32)
+        taken = np.minimum(index - first, number - 1)
         entries = (index, jax.tree.map(lambda array: array[taken], per_chain))
         return jax.tree.map(lambda array: split(array, devices), entries)
 
     shared = replicate(shared, devices)
-    arguments = (shared, own(0))
+    arguments = (shared, own(first))
     leaves, treedef = jax.tree.flatten(arguments)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     known = _program(program, devices, treedef, shapes)
     compiled = known.compiled(arguments, batch_size, progress)
 
-    ends = []
-    with Progress(number, name, "chain", shown=progress) as bar:
-        for first in range(0, number, batch_size):
-            trajectory = compiled(shared, own(first))
+    end, ends = first + number, []
+    with Progress(end, name, "chain", first, shown=progress) as bar:
+        for begin in range(first, end, batch_size):
+            trajectory = compiled(shared, own(begin))
             # Chains that only fill up the last batch are dropped before they are checked.
-            trajectory = _fetched(trajectory, min(batch_size, number - first))
-            _check_finite(trajectory, first)
+            trajectory = _fetched(trajectory, min(batch_size, end - begin))
+            _check_finite(trajectory, begin)
+            shown = {}
             for callback in callbacks:
-                callback(first, trajectory)
-            ends.append(trajectory.x)
-            bar.update(min(first + batch_size, number))
+                shown |= callback(begin, trajectory) or {}
+            ends.append(trajectory.x if collect else trajectory.x[:0].copy())
+            bar.update(min(begin + batch_size, end), **shown)
     return np.concatenate(ends)
 
 

@@ -2,10 +2,12 @@
 
 import functools
 import time
+from collections.abc import Callable
 
 import numpy as np
 
-from score_jax.cli import quality, samples, workdir
+from score_jax.cli import quality, samples
+from score_jax.cli.events import EventWriter
 from score_jax.cli.run import Run
 from score_jax.data.dataset import Dataset
 from score_jax.evaluation.metrics import Estimate
@@ -75,19 +77,22 @@ class RunJudge:
         """Metrics of samples in [0, 1]."""
         return self.prepared().metrics(x[: self.number], progress=False)
 
-    def during(self, report: Report) -> dict[str, Estimate]:
+    def during(self, report: Report, stop: Callable[[], int] | None = None) -> dict[str, Estimate]:
         """Metrics of samples drawn with the averaged parameters of a report; once per step.
 
         Empty if a chain is not finite, as it can be early in training.
+
+        Raises:
+            samples.NotDrawn: If `stop` returns anything but 0 meanwhile.
         """
         if self._last is None or self._last[0] != report.step:
-            self._last = report.step, self._drawn(report)
+            self._last = report.step, self._drawn(report, stop)
         return self._last[1]
 
-    def _drawn(self, report: Report) -> dict[str, Estimate]:
+    def _drawn(self, report: Report, stop: Callable[[], int] | None) -> dict[str, Estimate]:
         run = self._run
         try:
-            x = samples.draw_quietly(run, report.state.ema_params, self.number)
+            x = samples.draw_quietly(run, report.state.ema_params, self.number, stop)
         except FloatingPointError as error:
             announce(f"no metrics at step {report.step}: {error}")
             return {}
@@ -134,5 +139,5 @@ def add_scalars(writer, found: dict[str, Estimate], step: int) -> None:
 
 
 def _add_to_events(run: Run, found: dict[str, Estimate], step: int) -> None:
-    with workdir.event_writer(run.folder, step) as writer:
+    with EventWriter(run.folder, step) as writer:
         add_scalars(writer, found, step)

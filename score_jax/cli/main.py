@@ -1,7 +1,7 @@
 """The command `score-jax`: parses, chooses devices, runs a mode and turns errors into sentences.
 
-Exit codes: 0 when done, 1 for a run that failed, 2 for input that cannot be used, 130 when
-stopped.
+Exit codes: 0 when done, 1 for a run that failed, 2 for input that cannot be used, 128 + n when
+stopped by signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 EXIT_CODE_INTERRUPTED = 130
+"""128 + SIGINT."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: The command line without the program's name; None for that of the process, which
-            Ctrl-C then ends at once.
+            Ctrl-C, SIGTERM and SIGHUP then end at once.
 
     Returns:
         The exit code.
@@ -35,11 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
     """Parses, runs a mode and prints one sentence for an error; the exit code."""
     try:
-        # Everything else is imported after this, so that Ctrl-C is heard from the start.
+        # Everything else is imported after this, so that signals are heard from the start.
         from score_jax.cli import interrupts
 
         if is_process:
-            interrupts.exit_on_interrupt(EXIT_CODE_INTERRUPTED)
+            interrupts.exit_on_signals()
+    except KeyboardInterrupt:
+        return _refused("interrupted", EXIT_CODE_INTERRUPTED)
+    try:
         from score_jax.cli.flags import parse
 
         command = parse(sys.argv[1:] if is_process else list(arguments))
@@ -49,11 +53,13 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         group = _join(command)
         devices = choose_devices(command.config, command.devices, command.mode, group)
         _keep_compiled(command.cache)
-        finished = _function(command.mode)(command, devices)
-    except KeyboardInterrupt:
         if is_process:
-            interrupts.end(EXIT_CODE_INTERRUPTED)
+            _silence_background_saves()
+        _function(command.mode)(command, devices)
+    except KeyboardInterrupt:
         return _refused("interrupted", EXIT_CODE_INTERRUPTED)
+    except interrupts.Stopped as stopped:
+        return interrupts.exit_code(stopped.number)
     except BrokenPipeError:
         # The reader of the output has gone, as in `score-jax --help | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,7 +70,7 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         return _refused(error)
     except OSError as error:
         return _refused(_system_error(error) if error.errno else error)
-    return 0 if finished else EXIT_CODE_INTERRUPTED
+    return 0
 
 
 def _refused(reason: Any, code: int = 2) -> int:
@@ -98,7 +104,7 @@ def _join(command: Any) -> Any:
     return group
 
 
-def _function(mode: str) -> Callable[[Any, Sequence[Any]], bool]:
+def _function(mode: str) -> Callable[[Any, Sequence[Any]], Any]:
     """The function of a mode; no other mode is imported."""
     import importlib
 
@@ -114,11 +120,18 @@ def _keep_compiled(folder: str | None) -> None:
     keep_compiled(folder)
 
 
+def _silence_background_saves() -> None:
+    from score_jax.checkpoint import silence_background_saves
+
+    silence_background_saves()
+
+
 def _system_error(error: OSError) -> str:
     """A sentence about a full disk, missing permissions and the like."""
     what = error.strerror or type(error).__name__
     where = f" with {error.filename}" if error.filename else ""
-    return f"reading or writing failed{where} ({what}): files written so far are kept"
+    kept = "; ".join(getattr(error, "__notes__", [])) or "files written so far are kept"
+    return f"reading or writing failed{where} ({what}): {kept}"
 
 
 def choose_devices(

@@ -55,6 +55,30 @@ def record(command: Command, devices: Sequence[jax.Device], name: str | None = N
         workdir.write_json(file, content)
 
 
+def has_samples(folder: Path, name: str) -> bool:
+    """True if --mode=sample wrote the samples of this name."""
+    return name in _samples(folder)
+
+
+def rename_samples(folder: Path, old: str, new: str) -> None:
+    """Records that the files of samples of one name have another name now."""
+    file = Path(folder) / "provenance.json"
+    with lock.changing(file):
+        entries = _samples(folder)
+        entries = {new if name == old else name: entry for name, entry in entries.items()}
+        workdir.write_json(file, {**(workdir.read_json(file) or {}), "samples": entries})
+
+
+def _samples(folder: Path) -> dict[str, Any]:
+    """The origins of samples by their names; empty if the file is missing or damaged."""
+    try:
+        content = workdir.read_json(Path(folder) / "provenance.json") or {}
+    except ValueError:
+        return {}
+    entries = content.get("samples", {})
+    return entries if isinstance(entries, dict) else {}
+
+
 def describe(command: Command, devices: Sequence[jax.Device]) -> dict[str, Any]:
     """The origin of what a command makes, as provenance.json stores it."""
     now = datetime.datetime.now(datetime.UTC)

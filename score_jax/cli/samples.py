@@ -1,21 +1,25 @@
 """The files of samples: arrays, a picture of the samples, an animation of the chains."""
 
+import dataclasses
 import json
 import time
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from score_jax import sampling
-from score_jax.cli import images, lock, workdir
+from score_jax.cli import images, lock, provenance, workdir
+from score_jax.cli.events import EventWriter
 from score_jax.cli.run import Run, naming_step_size, output_settings
 from score_jax.cli.settings import completed
+from score_jax.cli.shards import Part, Shards, chains_per_shard, checksum
 from score_jax.cli.table import WHOLE_CHAIN
-from score_jax.evaluation.diagnostics import diagnose, warnings_of
+from score_jax.evaluation.diagnostics import combined, diagnose, summary_of, warnings_of
 from score_jax.progress import announce
 from score_jax.samplers.loop import Trajectory, snapshot_levels
 from score_jax.typing import Params
@@ -73,7 +77,8 @@ class Drawn(NamedTuple):
     """Samples and what their chains recorded.
 
     Attributes:
-        x: Final states, [number, *shape].
+        parts: The samples in consecutive parts; can be read several times.
+        number: Number of samples.
         labels: Classes of the samples; None for an unconditional network.
         frames: Snapshots of the first `GRID` chains, [snapshots, chains, *shape].
         frame_sigmas: Noise level at each snapshot; None if the sampler does not say.
@@ -82,51 +87,198 @@ class Drawn(NamedTuple):
         seconds: Time that sampling took.
     """
 
-    x: np.ndarray
+    parts: Iterable[Part]
+    number: int
     labels: np.ndarray | None
     frames: np.ndarray
     frame_sigmas: np.ndarray | None
     diagnostics: list[dict[str, Any]] | None
     seconds: float
 
+    def first(self, number: int) -> np.ndarray:
+        """The first samples, as many as there are up to `number`."""
+        found, missing = [], min(number, self.number)
+        for part in self.parts:
+            found.append(part.samples[:missing])
+            missing -= len(found[-1])
+            if not missing:
+                break
+        return np.concatenate(found)
 
-def draw(run: Run, score_fn: Callable[..., Any], number: int, labels: np.ndarray | None) -> Drawn:
+
+def shards_of(
+    run: Run, name: str, params: Params, settings: dict[str, Any], labels: np.ndarray | None
+) -> Shards:
+    """The shards of a set of samples; nothing is read or written.
+
+    Args:
+        run: The run.
+        name: Name of the files of samples.
+        params: Parameters of the network.
+        settings: As in `settings_of`.
+        labels: Classes of the samples.
+    """
+    config = run.config
+    identity = {
+        **settings,
+        "parameters": checksum(params),
+        "labels": None if labels is None else checksum(labels),
+        "network": config["model"],
+        "levels": config["noise"],
+        "logit": config["data"]["logit"],
+        "observer": None if run.observer is None else dataclasses.asdict(run.observer),
+        "denoised": config["sampling"]["denoise"],
+    }
+    folder = run.folder / f"{name}.shards"
+    return Shards(folder, identity, settings["num_samples"], run.shape)
+
+
+def draw(
+    run: Run, score_fn: Callable[..., Any], labels: np.ndarray | None, shards: Shards
+) -> Drawn:
     """Draws samples, and diagnoses their chains in the same program.
+
+    A set of several shards is written shard by shard. Those that are sound already are kept; the
+    caller removes them once the samples are written.
+
+    Args:
+        run: The run.
+        score_fn: Its score function.
+        labels: Classes of the samples.
+        shards: Shards of the set.
 
     Raises:
         FloatingPointError: If a chain is not finite.
+        OSError: If a shard cannot be written; the others are kept.
     """
-    frames, observed = [], []
-
-    def keep(first: int, trajectory: Trajectory) -> None:
-        if first < GRID:
-            frames.append(trajectory.snapshots[:, : GRID - first])
-        observed.append(trajectory.observed)
-
+    number = shards.number
     begun = time.monotonic()
-    with naming_step_size(run):
-        x = sampling.sample(
-            score_fn,
-            run.sigmas,
-            label=labels,
-            callbacks=[keep],
-            **run.sampling(number),
-        )
-    seconds = time.monotonic() - begun
+    if len(shards) > 1:
+        shards.find()
+    batch_size = run.chains_at_once(number)
+    arguments = run.sampling(number)
+    if len(shards) > len(shards.written) > 0:
+        announce(f"continues from {len(shards.written)} of {len(shards)} shards")
+    elif len(shards) > 1 and not shards.written:
+        announce(f"writes {len(shards)} shards of {shards.bounds(0)[1]} to {shards.folder}")
+    collector = _Collector(run, shards)
+    with naming_step_size(run), workdir.keeping(shards.kept):
+        for first, end in shards.missing():
+            # Draw the batches of an undisturbed run, so that the samples have the same bits.
+            first = first // batch_size * batch_size
+            end = min(-(-end // batch_size) * batch_size, number)
+            sampling.sample(
+                score_fn,
+                run.sigmas,
+                label=None if labels is None else labels[first:end],
+                callbacks=[collector],
+                collect=False,
+                **(arguments | {"first": first, "number": end - first}),
+            )
+    parts = shards if len(shards) > 1 else collector.parts
+    return _drawn(run, parts, number, labels, time.monotonic() - begun)
+
+
+def _drawn(
+    run: Run, parts: Iterable[Part], number: int, labels: np.ndarray | None, seconds: float
+) -> Drawn:
+    """Reads all parts once for the frames and the diagnostics."""
+    frames, summary = [], None
+    for part in parts:
+        frames.append(part.frames)
+        if part.summary is not None:
+            summary = part.summary if summary is None else combined(summary, part.summary)
+    frames = np.concatenate(frames, axis=1)
     diagnostics = sigmas = None
-    if run.observer is not None:
-        diagnostics = diagnose(observed, run.moments, int(np.prod(run.shape)))
-        slots = snapshot_levels(len(diagnostics), len(frames[0]))
+    if summary is not None:
+        diagnostics = diagnose(summary, run.moments, int(np.prod(run.shape)))
+        slots = snapshot_levels(len(diagnostics), len(frames))
         sigmas = np.float32([diagnostics[level]["sigma"] for level in slots])
-    return Drawn(x, labels, np.concatenate(frames, axis=1), sigmas, diagnostics, seconds)
+    return Drawn(parts, number, labels, frames, sigmas, diagnostics, seconds)
 
 
-def draw_quietly(run: Run, params: Params, number: int) -> np.ndarray:
-    """Final states of the first chains, by the program of `draw`, without progress."""
+class _Collector:
+    """A callback of `sampling.sample` that makes parts of batches.
+
+    A set of one part is kept in memory, as `parts`; the parts of others are written as shards.
+    """
+
+    def __init__(self, run: Run, shards: Shards):
+        self._run, self._shards = run, shards
+        self._pieces: list[Trajectory] = []
+        self.parts: list[Part] = []
+
+    def __call__(self, first: int, trajectory: Trajectory) -> dict[str, float]:
+        shards, begin = self._shards, first
+        end = first + len(trajectory.x)
+        while begin < end:
+            i = shards.containing(begin)
+            part_end = shards.bounds(i)[1]
+            upto = min(end, part_end)
+            if i not in shards.written:
+                self._pieces.append(_cut(trajectory, begin - first, upto - first, begin))
+                if upto == part_end:
+                    self._finish(i)
+            begin = upto
+        return {"shards": len(shards.written)} if len(shards) > 1 else {}
+
+    def _finish(self, i: int) -> None:
+        """Makes a part of the pieces."""
+        pieces, self._pieces = self._pieces, []
+        part = Part(
+            samples=self._run.to_images(np.concatenate([piece.x for piece in pieces])),
+            frames=np.concatenate([piece.snapshots for piece in pieces], axis=1),
+            summary=None
+            if self._run.observer is None
+            else summary_of([piece.observed for piece in pieces]),
+        )
+        if len(self._shards) > 1:
+            self._shards.write(i, part)
+        else:
+            self.parts.append(part)
+
+
+def _cut(trajectory: Trajectory, begin: int, end: int, chain: int) -> Trajectory:
+    """Some chains of a batch, the first of which is `chain`, with the snapshots to animate."""
+    here = slice(begin, end)
+    animated = slice(begin, max(begin, min(end, begin + GRID - chain)))
+    return Trajectory(
+        x=trajectory.x[here],
+        snapshots=trajectory.snapshots[:, animated].copy(),
+        finite=trajectory.finite[:, here],
+        observed=jax.tree.map(lambda leaf: leaf[:, here], trajectory.observed),
+    )
+
+
+class NotDrawn(Exception):  # noqa: N818 (no error)
+    """Samples were not drawn to the end, because training is to stop."""
+
+
+def draw_quietly(
+    run: Run, params: Params, number: int, stop: Callable[[], int] | None = None
+) -> np.ndarray:
+    """Final states of the first chains, by the program of `draw`, without progress.
+
+    Args:
+        run: The run.
+        params: Parameters of the network.
+        number: Number of chains.
+        stop: Read after each batch on a single host; None draws all chains in any case.
+
+    Raises:
+        NotDrawn: If `stop` returns anything but 0.
+    """
+
+    def check(first: int, trajectory: Trajectory) -> None:
+        # Several hosts must take the same batches.
+        if stop is not None and jax.process_count() == 1 and stop():
+            raise NotDrawn
+
     return sampling.sample(
         run.score_fn(params),
         run.sigmas,
         label=run.labels(number),
+        callbacks=[check],
         progress=False,
         **run.sampling(number),
     )
@@ -144,23 +296,25 @@ def write(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> None:
         drawn: The samples.
         settings: As in `settings_of`.
     """
-    x, labels = run.to_images(drawn.x), drawn.labels
-    arrays = {"samples": x} if labels is None else {"samples": x, "labels": labels}
+    pieces = (part.samples for part in drawn.parts)
+    samples = workdir.Streamed((drawn.number, *run.shape), np.float32, pieces)
+    arrays = {"samples": samples}
+    if drawn.labels is not None:
+        arrays["labels"] = drawn.labels
     if len(drawn.frames):
         chain = run.to_images(drawn.frames)
         arrays["chain"] = np.uint8(np.round(255 * chain)) if run.has_pixels else chain
     if drawn.frame_sigmas is not None:
         arrays["chain_sigma"] = drawn.frame_sigmas
-    with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-        np.savez_compressed(
-            file,
-            **arrays,
-            seed=settings["seed"],
-            step=settings["step"],
-            config=json.dumps(run.config),
-            settings=json.dumps(settings),
-        )
-    picture = run.picture(x[:GRID])
+    arrays |= {
+        "seed": settings["seed"],
+        "step": settings["step"],
+        "config": json.dumps(run.config),
+        "settings": json.dumps(settings),
+    }
+    is_small = drawn.number <= chains_per_shard(run.shape)
+    workdir.write_npz(run.folder / f"{name}.npz", arrays, compressed=is_small)
+    picture = run.picture(drawn.first(GRID))
     with workdir.replacing(run.folder / f"{name}.png") as path:
         images.save_png(path, picture)
     written = [f"{name}.npz", f"{name}.png"]
@@ -175,6 +329,41 @@ def write(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> None:
         _add_to_log(run, picture, settings["step"], drawn.seconds)
     written += _write_diagnostics(run, name, drawn, settings)
     announce(f"wrote {', '.join(written)} to {run.folder} ({drawn.seconds:.1f} s)")
+
+
+def make_way(run: Run, settings: dict[str, Any], shards: Shards) -> None:
+    """Renames samples of other settings that the user drew, before "samples" are replaced.
+
+    Samples that an earlier end of training wrote are replaced.
+
+    Args:
+        run: The run.
+        settings: Settings of the samples to be written.
+        shards: Their shards.
+    """
+    file = run.folder / "samples.npz"
+    drawn_by_user = provenance.has_samples(run.folder, "samples")
+    reason = workdir.difference(file, settings)
+    unfinished = shards.difference()
+    if reason and not drawn_by_user:
+        announce(f"{reason}: replaces it")
+    if not (reason and drawn_by_user) and not unfinished:
+        return
+
+    # The numbered names are those that --mode=sample tries, so that its command finds them again.
+    number = 2
+    while any(run.folder.glob(f"samples_{number}.*")):
+        number += 1
+    name = f"samples_{number}"
+    moved = {shards.folder: f"{name}.shards"} if unfinished else {}
+    if reason and drawn_by_user:
+        moved |= {run.folder / "samples.png": f"{name}.png"}
+        moved |= {run.folder / "chain.webp": f"{name}.webp", file: f"{name}.npz"}
+        provenance.rename_samples(run.folder, "samples", name)
+    for old, new in moved.items():
+        if old.exists():
+            old.rename(run.folder / new)
+    announce(f"{reason or unfinished}: keeps it as {name}")
 
 
 def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> list[str]:
@@ -192,7 +381,7 @@ def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, An
         "samples": "samples.npz",
         "sampler": settings["method"],
         "step": settings["step"],
-        "number": len(drawn.x),
+        "number": drawn.number,
         "levels": drawn.diagnostics,
         "warnings": warnings,
     }
@@ -211,5 +400,5 @@ def _add_to_log(run: Run, picture: np.ndarray, step: int, seconds: float) -> Non
         log = workdir.read_json(run.folder / "metrics.json") or {}
         log.setdefault("seconds", {})["sample"] = round(seconds, 3)
         workdir.write_json(run.folder / "metrics.json", log)
-        with workdir.event_writer(run.folder, step) as writer:
-            writer.add_image("samples", picture, step, dataformats="HWC")
+        with EventWriter(run.folder, step) as writer:
+            writer.add_image("samples", picture, step)

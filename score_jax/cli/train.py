@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax.cli import images, lock, provenance, samples, workdir
+from score_jax.checkpoint import Checkpoints
+from score_jax.cli import images, interrupts, lock, provenance, samples, workdir
+from score_jax.cli.events import EventWriter
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
 from score_jax.cli.moments import write_moments
@@ -36,9 +38,10 @@ PREVIEWS = 36
 
 
 def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
-    """Trains and samples; True when done, False if asked to stop before.
+    """Trains and samples; True when done.
 
     Raises:
+        interrupts.Stopped: If a signal asked to stop; the step is saved.
         ValueError: If the command does not match the data, the devices or the workdir.
         OSError: If a file is missing, or files cannot be written; finished files are kept.
         FloatingPointError: If a loss or a chain is not finite; earlier checkpoints are kept.
@@ -85,7 +88,12 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
         workdir.write_json(run.folder / "config.json", run.config)
         write_moments(run)
         provenance.record(command, devices)
-        with stop_requested() as asked, Log(run) as log, naming_optimizer(run):
+        with (
+            stop_requested() as asked,
+            workdir.keeping(lambda: _newest(run)),
+            Log(run) as log,
+            naming_optimizer(run),
+        ):
             # All processes stop at the same step when one of them is asked to.
             stop = functools.partial(_asked_anywhere, asked)
             with naming("training", "data"):
@@ -97,15 +105,16 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
                     devices=devices,
                     device_megabytes=run.config["data"]["device_megabytes"],
                     best_by=measure,
-                    callbacks=callbacks(run, log, judge),
+                    callbacks=callbacks(run, log, judge, stop),
                     stop=stop,
                     metadata={"config": run.config},
                     check=belongs_to(run.folder),
                     **training_arguments(run),
                 )
-            if stop():
+            number = stop()
+            if number:
                 announce(_stopped(int(state.step), num_steps))
-                return False
+                raise interrupts.Stopped(number)
         announce(log.summary())
 
     # Sample, unless the samples are there already.
@@ -120,13 +129,8 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
             with np.load(file, allow_pickle=False) as content:
                 judge_final(run, content["samples"], num_steps, judge)
     else:
-        if saved is not None:
-            announce(f"{file} was made with other settings, of step {saved['step']}: replaces it")
-        announce(samples.describe(run, settings))
-        drawn = samples.draw(run, run.score_fn(state.ema_params), number, run.labels(number))
-        with lock.held(run.folder, "samples", wait=WAIT):
-            samples.write(run, "samples", drawn, settings)
-        judge_final(run, run.to_images(drawn.x), num_steps, judge)
+        judged_samples = _sample(run, state.ema_params, settings, judge.number)
+        judge_final(run, judged_samples, num_steps, judge)
     if saved != settings or not judged or not (run.folder / "report.html").exists():
         _write_report(run)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
@@ -143,6 +147,23 @@ def _in_any_process(fact: bool) -> bool:
 def _asked_anywhere(asked: Callable[[], int]) -> int:
     """The signal that asks this or another process to stop; 0 for none. All must call it."""
     return maximum_over_processes(int(asked()))
+
+
+def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.ndarray:
+    """Draws and writes the samples of a trained run; the first `number` of them.
+
+    Samples of other settings that the user drew are kept under another name.
+    """
+    labels = run.labels(settings["num_samples"])
+    with lock.held(run.folder, "samples", wait=WAIT):
+        shards = samples.shards_of(run, "samples", params, settings, labels)
+        samples.make_way(run, settings, shards)
+        announce(samples.describe(run, settings))
+        drawn = samples.draw(run, run.score_fn(params), labels, shards)
+        samples.write(run, "samples", drawn, settings)
+        first = drawn.first(number)
+        shards.remove()
+    return first
 
 
 def _write_report(run: Run) -> None:
@@ -183,8 +204,14 @@ def best_by(run: Run, judge: RunJudge) -> Callable[[Report], float] | None:
     return fd_classifier
 
 
-def callbacks(run: Run, log: "Log", judge: RunJudge) -> list[tuple[int, Callable[[Report], None]]]:
-    """The callbacks of `fit`: scalars when they are due, files at checkpoints, previews."""
+def callbacks(
+    run: Run, log: "Log", judge: RunJudge, stop: Callable[[], int]
+) -> list[tuple[int, Callable[[Report], None]]]:
+    """The callbacks of `fit`: scalars when they are due, files at checkpoints, previews.
+
+    Previews and metrics are left out when training stops early, and end after the batch of chains
+    in which `stop` asks for it, so that the run ends soon.
+    """
     settings = run.config["training"]
     due = [
         (settings["log_every"], log.add_scalars),
@@ -192,18 +219,27 @@ def callbacks(run: Run, log: "Log", judge: RunJudge) -> list[tuple[int, Callable
         (settings["checkpoint_every"], log.write),
     ]
     if settings["preview_every"]:
-        due.append((settings["preview_every"], lambda report: preview(run, log, report)))
+        due.append((settings["preview_every"], lambda report: preview(run, log, report, stop)))
     if settings["metrics_every"] and judge.obstacle is not None:
         announce(f"computes no metrics during training, because {judge.obstacle}")
     elif settings["metrics_every"]:
-        due.append((settings["metrics_every"], lambda report: _metrics(log, judge, report)))
+        due.append((settings["metrics_every"], lambda report: _metrics(log, judge, report, stop)))
     return due
 
 
-def _metrics(log: "Log", judge: RunJudge, report: Report) -> None:
+def _metrics(log: "Log", judge: RunJudge, report: Report, stop: Callable[[], int]) -> None:
     """Adds metrics of samples to TensorBoard's events; those of the end are computed later."""
-    if report.step < report.num_steps:
-        add_scalars(log.writer, judge.during(report), report.step)
+    if report.step < report.num_steps and not report.stopping:
+        with contextlib.suppress(samples.NotDrawn):
+            add_scalars(log.writer, judge.during(report, stop), report.step)
+
+
+def _newest(run: Run) -> str:
+    """A clause about the newest checkpoint."""
+    steps = Checkpoints(run.folder / "checkpoints").steps()
+    if not steps:
+        return ""
+    return f"the checkpoint of step {steps[0]} is kept; the same command continues from there"
 
 
 def _stopped(step: int, num_steps: int) -> str:
@@ -241,7 +277,7 @@ class Log:
         self._content: dict[str, Any] = {}
 
     def __enter__(self) -> "Log":
-        self.writer = workdir.event_writer(self._run.folder, self._first)
+        self.writer = EventWriter(self._run.folder, self._first)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -290,20 +326,23 @@ class Log:
         return f"trained in {seconds['train']:.1f} s (and {seconds['compile']:.1f} s to compile)"
 
 
-def preview(run: Run, log: Log, report: Report) -> None:
+def preview(run: Run, log: Log, report: Report, stop: Callable[[], int]) -> None:
     """Writes a small grid of the chains as they would end now; the same chains each time."""
     due = report.step % run.config["training"]["preview_every"] == 0
-    if not due or report.step == report.num_steps:
+    if not due or report.stopping or report.step == report.num_steps:
         return
     if report.step == run.config["training"]["preview_every"]:
         announce("drawing a preview; the first one compiles the sampler ...")
     number = run.chains_at_once(run.config["sampling"]["num_samples"])
-    with naming_step_size(run):
-        x = samples.draw_quietly(run, report.state.ema_params, number)
+    try:
+        with naming_step_size(run):
+            x = samples.draw_quietly(run, report.state.ema_params, number, stop)
+    except samples.NotDrawn:
+        return
     picture = run.picture(run.to_images(x[:PREVIEWS]), columns=6, pixels=360)
     with workdir.replacing(run.folder / "preview.png") as path:
         images.save_png(path, picture)
-    log.writer.add_image("preview", picture, report.step, dataformats="HWC")
+    log.writer.add_image("preview", picture, report.step)
 
 
 @contextlib.contextmanager
@@ -320,30 +359,43 @@ def naming_optimizer(run: Run) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGTERM and the first Ctrl-C into a request, which `fit` asks for between its calls.
+def stop_requested() -> Iterator[Callable[[], int]]:
+    """Turns the first SIGINT, SIGTERM or SIGHUP into a request, which `fit` reads between calls.
 
-    Before it asks for the first time, while it compiles, there is nothing to save, and signals end
-    the process.
+    Yields a function that returns the number of the signal, 0 before there is one. Until it is
+    called for the first time, while `fit` compiles, there is nothing to save, and signals end the
+    process. Signals that are ignored stay ignored.
     """
-    requests = []
-    replaced = {}
+    requests: list[int] = []
+    replaced: dict[int, Any] = {}
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def request(number, frame):
         if requests:
-            sys.exit(128 + number)
+            sys.exit(interrupts.exit_code(number))
         requests.append(number)
+        # The terminal may have gone, and writing to it would then fail.
+        for terminal in terminals if number != signal.SIGINT else ():
+            _drop_if_gone(terminal)
         # Printing is not safe in a signal handler.
-        os.write(2, b"stopping after the current steps ...\n")
+        with contextlib.suppress(OSError):
+            os.write(2, b"stopping after the current steps ...\n")
 
-    def stop() -> bool:
+    def stop() -> int:
         if not replaced:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                replaced[number] = signal.signal(number, request)
-        return bool(requests)
+            for number in interrupts.SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    replaced[number] = signal.signal(number, request)
+        return requests[0] if requests else 0
 
     try:
         yield stop
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
+
+
+def _drop_if_gone(terminal: int) -> None:
+    """Lets what is written to a terminal that has hung up vanish without an error."""
+    if not os.isatty(terminal):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)

@@ -1,6 +1,7 @@
 """The folder of a run: how its files are written, read and named.
 
 config.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
+samples.shards/ (while many samples are drawn)
 preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
 inpainting.png  interpolation.npz  interpolation.png  figure1.png  figure2.png  figure3.png
 neighbors.png  mixing.png  sampler.zip  provenance.json  report.html  quality.json
@@ -17,11 +18,12 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _unfinished: set[Path] = set()
+_kept: list[Callable[[], str]] = []
 _writes_nothing = False
 
 
@@ -70,6 +72,70 @@ def remove_unfinished() -> None:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def keeping(clause: Callable[[], str]) -> Iterator[None]:
+    """Adds a clause about what is kept to the line of a process that ends within the block.
+
+    A system error that leaves the block gets it as a note.
+
+    Args:
+        clause: Called by another thread when the process ends; "" says nothing.
+    """
+    _kept.append(clause)
+    try:
+        yield
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if clause():
+                error.add_note(clause())
+        raise
+    finally:
+        _kept.remove(clause)
+
+
+def what_is_kept() -> str:
+    """The clauses of `keeping`, joined by semicolons."""
+    return "; ".join(filter(None, (clause() for clause in list(_kept))))
+
+
+class Streamed(NamedTuple):
+    """An array that is written in pieces.
+
+    Attributes:
+        shape: Shape of the whole array.
+        dtype: Its type.
+        pieces: Arrays that follow each other along the first axis.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    pieces: Iterable[Any]
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any], compressed: bool = True) -> None:
+    """Writes arrays as an .npz, as numpy does, in pieces where they are `Streamed`.
+
+    Args:
+        path: The file, which is replaced.
+        arrays: Arrays by name.
+        compressed: If False, store them as they are.
+    """
+    import numpy as np
+
+    kind = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", kind) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                if not isinstance(array, Streamed):
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                    continue
+                descr = np.lib.format.dtype_to_descr(np.dtype(array.dtype))
+                header = {"descr": descr, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for piece in array.pieces:
+                    file.write(np.ascontiguousarray(piece, array.dtype).data.cast("B"))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes `content` as indented JSON."""
     with replacing(path) as temporary:
@@ -97,14 +163,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
             "copy, or choose another --workdir"
         )
     return content
-
-
-def event_writer(folder: Path, step: int) -> Any:
-    """A TensorBoard writer, which replaces the events after `step`."""
-    import tensorboardX
-
-    writes = not _writes_nothing
-    return tensorboardX.SummaryWriter(str(folder), purge_step=step + 1, write_to_disk=writes)
 
 
 def try_to_write(folder: Path) -> None:
@@ -169,7 +227,13 @@ def command_line(*arguments: Any) -> str:
     return " ".join(words)
 
 
-def output_name(folder: Path, default: str, name: str | None, settings: Mapping[str, Any]) -> str:
+def output_name(
+    folder: Path,
+    default: str,
+    name: str | None,
+    settings: Mapping[str, Any],
+    unfinished: Callable[[str], str] = lambda stem: "",
+) -> str:
     """The stem of an .npz output, such that no output of other settings is overwritten.
 
     An output stores its settings as JSON in the array `settings`.
@@ -179,24 +243,30 @@ def output_name(folder: Path, default: str, name: str | None, settings: Mapping[
         default: Stem to use if no name is given; if it is taken, a number is appended.
         name: Stem that the user gives; None for none.
         settings: The settings that decide what the output holds.
+        unfinished: Function from a stem to a sentence about unfinished output of other settings
+            there; "" if there is none.
 
     Raises:
         ValueError: If `name` is not a file's stem, or is taken by an output of other settings.
     """
+
+    def taken(stem: str) -> str:
+        return difference(Path(folder, f"{stem}.npz"), settings) or unfinished(stem)
+
     if name is not None:
         _check_stem(name)
-        difference = _difference(Path(folder, f"{name}.npz"), settings)
-        if difference:
-            raise ValueError(f"--name={name} is taken: {difference}; choose another --name")
+        reason = taken(name)
+        if reason:
+            raise ValueError(f"--name={name} is taken: {reason}; choose another --name")
         return name
 
-    first_difference = _difference(Path(folder, f"{default}.npz"), settings)
-    if not first_difference:
+    first_reason = taken(default)
+    if not first_reason:
         return default
     number = 2
-    while _difference(Path(folder, f"{default}_{number}.npz"), settings):
+    while taken(f"{default}_{number}"):
         number += 1
-    print(f"{first_difference}, so the name of these files is {default}_{number}", flush=True)
+    print(f"{first_reason}, so the name of these files is {default}_{number}", flush=True)
     return f"{default}_{number}"
 
 
@@ -207,7 +277,7 @@ def _check_stem(name: str) -> None:
         raise ValueError(f"--name={name} must be a file name without folder and suffix")
 
 
-def _difference(path: Path, settings: Mapping[str, Any]) -> str:
+def difference(path: Path, settings: Mapping[str, Any]) -> str:
     """A sentence about the first setting in which an output differs; "" if it can be replaced."""
     import numpy as np
 

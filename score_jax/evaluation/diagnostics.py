@@ -141,13 +141,53 @@ def gaussian_score_norm(sigmas: Any, eigenvalues: Any) -> Float[np.ndarray, "lev
     return np.sqrt(np.mean(squares / (np.asarray(eigenvalues)[None] + squares), axis=1))
 
 
+class Summary(NamedTuple):
+    """Means and spread of the values of some chains, from which diagnostics follow.
+
+    Attributes:
+        number: Number of chains.
+        mean: Mean over the chains, float64 [levels] each.
+        squares: Sum of the squared deviations from it, float64 [levels] each.
+    """
+
+    number: int
+    mean: ChainValues
+    squares: ChainValues
+
+
+def summary_of(observed: Sequence[ChainValues]) -> Summary:
+    """The summary of batches of chains, each [levels, batch]."""
+    parts = zip(*observed, strict=True)
+    joined = ChainValues(*(np.concatenate(each, axis=1).astype(np.float64) for each in parts))
+    mean = ChainValues(*(values.mean(axis=1) for values in joined))
+    squares = ChainValues(*(values.var(axis=1) * values.shape[1] for values in joined))
+    return Summary(joined.sigma.shape[1], mean, squares)
+
+
+def combined(first: Summary, second: Summary) -> Summary:
+    """The summary of the chains of two summaries.
+
+    Reference: Chan, Golub & LeVeque (1979), Updating formulae and a pairwise algorithm for
+    computing sample variances, equations 2.1.
+    """
+    number = first.number + second.number
+    share = second.number / number
+    mean, squares = [], []
+    for a, b, a_squares, b_squares in zip(
+        first.mean, second.mean, first.squares, second.squares, strict=True
+    ):
+        mean.append(a + share * (b - a))
+        squares.append(a_squares + b_squares + first.number * share * (b - a) ** 2)
+    return Summary(number, ChainValues(*mean), ChainValues(*squares))
+
+
 def diagnose(
-    observed: Sequence[ChainValues], data: DataMoments, dimension: int
+    observed: Sequence[ChainValues] | Summary, data: DataMoments, dimension: int
 ) -> list[dict[str, Any]]:
     """The diagnostics of each level, over all chains.
 
     Args:
-        observed: Values of batches of chains, each [levels, batch].
+        observed: Values of batches of chains, each [levels, batch], or their summary.
         data: Moments of the data.
         dimension: D.
 
@@ -157,37 +197,43 @@ def diagnose(
         spread_expected, and the standard errors over chains of those that are measured, as
         NAME_error; None where a value is not defined.
     """
-    parts = zip(*observed, strict=True)
-    joined = ChainValues(*(np.concatenate(each, axis=1).astype(np.float64) for each in parts))
-    means = ChainValues(*(values.mean(axis=1) for values in joined))
+    summary = observed if isinstance(observed, Summary) else summary_of(observed)
+    means, squares, number = summary.mean, summary.squares, summary.number
     expected = np.full_like(means.sigma, np.nan)
     if data.eigenvalues is not None:
         expected = gaussian_score_norm(means.sigma, data.eigenvalues)
     healthy = data.square + dimension * means.sigma**2
     rows = []
     for i in range(len(means.sigma)):
-        ratio = joined.drift[i] / means.random[i] if means.random[i] else np.full(1, np.nan)
+
+        def measured(name: str, field: str, unit: float = 1.0, root: bool = False, i: int = i):
+            mean, total = getattr(means, field)[i], getattr(squares, field)[i]
+            if not unit:
+                return _with_error(name, np.nan, np.nan, number, root)
+            return _with_error(name, mean / unit, total / unit**2, number, root)
+
         rows.append(
             {
                 "index": i,
                 "sigma": float(means.sigma[i]),
-                **_with_error("score_norm", joined.score[i], root=True),
+                **measured("score_norm", "score", root=True),
                 "score_norm_expected": float(expected[i]) if np.isfinite(expected[i]) else None,
-                **_with_error("step_to_noise", ratio, root=True),
-                **_with_error("out_of_range", joined.outside[i]),
-                **_with_error("spread", joined.spread[i] / healthy[i], root=True),
+                **measured("step_to_noise", "drift", means.random[i], root=True),
+                **measured("out_of_range", "outside"),
+                **measured("spread", "spread", healthy[i], root=True),
                 "spread_expected": 1.0,
             }
         )
     return rows
 
 
-def _with_error(name: str, values: np.ndarray, root: bool = False) -> dict[str, float | None]:
+def _with_error(
+    name: str, mean: float, squares: float, number: int, root: bool = False
+) -> dict[str, float | None]:
     """The mean over chains, or its square root, with its standard error; None if not defined."""
-    mean = values.mean()
     if not np.isfinite(mean):
         return {name: None, f"{name}_error": None}
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    error = np.sqrt(squares / (number - 1) / number) if number > 1 else np.nan
     if root:
         mean = np.sqrt(mean)
         error = error / (2 * mean) if mean else 0.0  # The derivative of the square root
