@@ -122,6 +122,13 @@ def maximum_over_processes(value: int) -> int:
     return int(np.max(multihost_utils.process_allgather(np.int32(value))))
 
 
+def from_first_process(array: np.ndarray) -> np.ndarray:
+    """The array of the first process, in all; they must all call this with equal shapes."""
+    if jax.process_count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
 def check_agreement(content: Any, name: str) -> None:
     """Checks that all processes have the same JSON value; all of them must call this.
 

@@ -139,8 +139,8 @@ def fit(
             `every`, after the last step and when training stops.
         progress: If True, show progress and announce what is being compiled.
         stop: Called between two XLA calls; once it returns True, or the number of a signal, the
-            step is saved and `fit` returns. In several processes it must return
-            the same at the same step.
+            step is saved and `fit` returns. In several processes it must return the same at the
+            same step.
         metadata: JSON values to store with every checkpoint.
         check: Called with the step and the metadata of a checkpoint before it is used; raises a
             ValueError for one that belongs to another run.

@@ -56,7 +56,7 @@ def ended(processes):
 
 def wait_for(path, processes):
     """Waits until a file is there."""
-    for _ in range(3000):
+    for _ in range(12_000):
         if path.exists():
             return
         assert all(process.poll() is None for process in processes), ended(processes)

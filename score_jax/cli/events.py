@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from score_jax.devices import is_first_process
+
 MASK = 0xA282EAD8
 """Constant that the format of event files adds to checksums."""
 
 
 class EventWriter:
     """Writes a file of events to a folder; a context manager.
+
+    Of several processes, only the first one writes.
 
     Args:
         folder: The folder, which exists.
@@ -33,7 +37,7 @@ class EventWriter:
         # Two files of one second must not replace each other.
         number = len(list(Path(folder).glob("events.out.tfevents.*")))
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{number}"
-        self._path = Path(folder) / name
+        self._path = Path(folder) / name if is_first_process() else Path(os.devnull)
         self._file = self._path.open("ab", buffering=0)
         self._write(Event(file_version="brain.Event:2"))
         self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))

@@ -17,6 +17,7 @@ from score_jax.cli.names import resolve
 from score_jax.cli.scaled import ScaledExamples
 from score_jax.cli.table import is_own
 from score_jax.data.dataset import Dataset, in_memory, spread_index
+from score_jax.devices import maximum_over_processes
 from score_jax.evaluation.classifier import (
     Trained,
     accuracy,
@@ -209,7 +210,9 @@ def _classifier(
     fingerprint = key.hexdigest()[:16]
     file = None if cache is None else cache / f"classifier_{fingerprint}.npz"
     kept = None if file is None else _read_classifier(file, stored.shape[1:], data.num_classes)
-    if kept is not None:
+    # All of several processes must train it together if one of them has to.
+    is_missing = maximum_over_processes(int(kept is None))
+    if kept is not None and not is_missing:
         return kept[0], f"classifier {fingerprint}", kept[1]
 
     size = -(-128 // len(devices)) * len(devices)

@@ -66,6 +66,13 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         return 1
     except FloatingPointError as error:
         return _refused(error, 1)
+    except RuntimeError:
+        # A collective fails when another process has ended; the watch then ends this one.
+        if "score_jax.cli.processes" in sys.modules:
+            from score_jax.cli import processes
+
+            processes.wait_for_end()
+        raise
     except ValueError as error:
         return _refused(error)
     except OSError as error:

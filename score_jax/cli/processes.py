@@ -6,7 +6,6 @@ one, which the system closes when a process dies, and ends when another one has 
 """
 
 import contextlib
-import math
 import os
 import secrets
 import socket
@@ -24,12 +23,14 @@ from score_jax.cli.together import Group
 EXIT_CODE_LOST = 1
 START_SECONDS = 300
 """Longest time to wait until all processes have started."""
-PULSE_SECONDS = 5
-SILENT_SECONDS = 30
-"""Time without a sign of life after which a process counts as lost, as when its host is gone."""
+CONNECT_SECONDS = 5
+KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
+"""The system asks the other host for a sign of life and, within 30 seconds, finds it gone."""
+HEARTBEAT_SECONDS = 60
+"""Time after which JAX itself aborts processes of which another one is silent."""
 GRACE_SECONDS = 2
 """Time for this process to report an error of its own, before it ends because of another one."""
-ALIVE, FAREWELL = b".", b"!"
+FAREWELL = b"!"
 TOKEN_BYTES, INDEX_BYTES = 32, 4
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "[::1]")
 
@@ -51,7 +52,7 @@ def join(group: Group) -> None:
             process_id=group.index,
             coordinator_bind_address=group.coordinator if on_loopback else None,
             initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=2 * SILENT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             # Process 0 may still write files when the others are done.
             shutdown_timeout_seconds=3600,
         )
@@ -106,7 +107,7 @@ class Watch:
     def _accept(self, server: socket.socket, token: bytes) -> None:
         while len(self._sockets) < self._number - 1:
             connection, _ = server.accept()
-            connection.settimeout(SILENT_SECONDS)
+            connection.settimeout(CONNECT_SECONDS)
             try:
                 greeting = connection.recv(TOKEN_BYTES + INDEX_BYTES, socket.MSG_WAITALL)
             except OSError:
@@ -117,32 +118,24 @@ class Watch:
                 connection.close()  # A stranger
 
     def _start(self, connection: socket.socket, other: int) -> None:
+        connection.settimeout(None)
+        _keep_alive(connection)
         self._sockets.append(connection)
         threading.Thread(target=self._watch, args=(connection, other), daemon=True).start()
 
     def _watch(self, connection: socket.socket, other: int) -> None:
-        """Exchanges signs of life with another process until it leaves."""
-        connection.settimeout(PULSE_SECONDS)
-        sent, heard = -math.inf, time.monotonic()
-        with contextlib.suppress(OSError):  # The connection can break at any moment.
-            while time.monotonic() - heard < SILENT_SECONDS:
-                if time.monotonic() - sent >= PULSE_SECONDS:
-                    connection.sendall(ALIVE)
-                    sent = time.monotonic()
-                try:
-                    received = connection.recv(64)
-                except TimeoutError:
-                    continue
-                if FAREWELL in received:
-                    return
-                if not received:
-                    break  # Closed without a farewell
-                heard = time.monotonic()
-        self._end(other)
+        """Waits until another process leaves, or its connection breaks."""
+        try:
+            received = connection.recv(len(FAREWELL))
+        except OSError:
+            received = b""
+        if received != FAREWELL:
+            self._end(other)
 
     def _end(self, other: int) -> None:
         """Ends this process with one sentence, since no collective can be completed any more."""
-        time.sleep(GRACE_SECONDS)
+        if other != 0:  # JAX itself aborts processes soon after process 0 has gone.
+            time.sleep(GRACE_SECONDS)
         os.write(
             2,
             f"score-jax: process {other} of {self._number} has ended, so process {self._index} "
@@ -170,8 +163,16 @@ def _connected(addresses: list[str], port: int) -> socket.socket | None:
     """A connection to the first address that answers; None if none does."""
     for address in addresses:
         with contextlib.suppress(OSError):
-            return socket.create_connection((address, port), timeout=PULSE_SECONDS)
+            return socket.create_connection((address, port), timeout=CONNECT_SECONDS)
     return None
+
+
+def _keep_alive(connection: socket.socket) -> None:
+    """Lets the system, which needs no Python thread for it, notice that the other host is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _broadcast(text: str) -> str:
@@ -198,6 +199,12 @@ def watch(group: Group) -> None:
     leave_writing_to_first()
 
 
+def wait_for_end() -> None:
+    """Gives the watch the time to notice that another process has ended, and to end this one."""
+    if _watches:
+        time.sleep(HEARTBEAT_SECONDS)
+
+
 def part(exit_code: int) -> None:
     """Ends the common work: with the others, or at once after an error.
 
@@ -211,7 +218,9 @@ def part(exit_code: int) -> None:
         _watches.pop().leave()
         jax.distributed.shutdown()  # Waits for the others.
         return
-    # Waiting for processes that wait for this one would take for ever.
+    # Waiting for processes that wait for this one would take for ever. But all may have found the
+    # same error, and report it.
     sys.stderr.flush()
+    time.sleep(GRACE_SECONDS)
     workdir.remove_unfinished()
     os._exit(exit_code)

@@ -19,6 +19,7 @@ from score_jax.cli.run import Run, naming_step_size, output_settings
 from score_jax.cli.settings import completed
 from score_jax.cli.shards import Part, Shards, chains_per_shard, checksum
 from score_jax.cli.table import WHOLE_CHAIN
+from score_jax.devices import is_first_process
 from score_jax.evaluation.diagnostics import combined, diagnose, summary_of, warnings_of
 from score_jax.progress import announce
 from score_jax.samplers.loop import Trajectory, snapshot_levels
@@ -77,8 +78,10 @@ class Drawn(NamedTuple):
     """Samples and what their chains recorded.
 
     Attributes:
-        parts: The samples in consecutive parts; can be read several times.
+        parts: The samples in consecutive parts; can be read several times. Of several processes,
+            only the first one has them.
         number: Number of samples.
+        shape: Shape of one sample.
         labels: Classes of the samples; None for an unconditional network.
         frames: Snapshots of the first `GRID` chains, [snapshots, chains, *shape].
         frame_sigmas: Noise level at each snapshot; None if the sampler does not say.
@@ -89,6 +92,7 @@ class Drawn(NamedTuple):
 
     parts: Iterable[Part]
     number: int
+    shape: tuple[int, ...]
     labels: np.ndarray | None
     frames: np.ndarray
     frame_sigmas: np.ndarray | None
@@ -97,13 +101,15 @@ class Drawn(NamedTuple):
 
     def first(self, number: int) -> np.ndarray:
         """The first samples, as many as there are up to `number`."""
-        found, missing = [], min(number, self.number)
+        found = np.zeros((min(number, self.number), *self.shape), np.float32)
+        done = 0
         for part in self.parts:
-            found.append(part.samples[:missing])
-            missing -= len(found[-1])
-            if not missing:
+            piece = part.samples[: len(found) - done]
+            found[done : done + len(piece)] = piece
+            done += len(piece)
+            if done == len(found):
                 break
-        return np.concatenate(found)
+        return found
 
 
 def shards_of(
@@ -175,6 +181,8 @@ def draw(
                 collect=False,
                 **(arguments | {"first": first, "number": end - first}),
             )
+    if not is_first_process():
+        return Drawn((), number, run.shape, labels, np.empty(0), None, None, 0.0)
     parts = shards if len(shards) > 1 else collector.parts
     return _drawn(run, parts, number, labels, time.monotonic() - begun)
 
@@ -194,7 +202,7 @@ def _drawn(
         diagnostics = diagnose(summary, run.moments, int(np.prod(run.shape)))
         slots = snapshot_levels(len(diagnostics), len(frames))
         sigmas = np.float32([diagnostics[level]["sigma"] for level in slots])
-    return Drawn(parts, number, labels, frames, sigmas, diagnostics, seconds)
+    return Drawn(parts, number, run.shape, labels, frames, sigmas, diagnostics, seconds)
 
 
 class _Collector:
@@ -263,15 +271,14 @@ def draw_quietly(
         run: The run.
         params: Parameters of the network.
         number: Number of chains.
-        stop: Read after each batch on a single host; None draws all chains in any case.
+        stop: Read after each batch, the same in all processes; None draws all chains in any case.
 
     Raises:
         NotDrawn: If `stop` returns anything but 0.
     """
 
     def check(first: int, trajectory: Trajectory) -> None:
-        # Several hosts must take the same batches.
-        if stop is not None and jax.process_count() == 1 and stop():
+        if stop is not None and stop():
             raise NotDrawn
 
     return sampling.sample(
@@ -288,7 +295,8 @@ def write(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> None:
     """Writes samples as `name`.npz and `name`.png, and the chains' way as an animation.
 
     The diagnostics of "samples" are written to diagnostics.json; those of other names are only
-    checked. One sentence says if they are far from those of a healthy run.
+    checked. One sentence says if they are far from those of a healthy run. Of several processes,
+    only the first one writes.
 
     Args:
         run: The run.
@@ -296,6 +304,8 @@ def write(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> None:
         drawn: The samples.
         settings: As in `settings_of`.
     """
+    if not is_first_process():
+        return
     pieces = (part.samples for part in drawn.parts)
     samples = workdir.Streamed((drawn.number, *run.shape), np.float32, pieces)
     arrays = {"samples": samples}
@@ -341,6 +351,8 @@ def make_way(run: Run, settings: dict[str, Any], shards: Shards) -> None:
         settings: Settings of the samples to be written.
         shards: Their shards.
     """
+    if not is_first_process():
+        return
     file = run.folder / "samples.npz"
     drawn_by_user = provenance.has_samples(run.folder, "samples")
     reason = workdir.difference(file, settings)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from score_jax.cli import workdir
+from score_jax.devices import from_first_process, is_first_process
 from score_jax.evaluation.diagnostics import ChainValues, Summary
 from score_jax.progress import announce
 
@@ -95,10 +96,18 @@ class Shards:
     def find(self) -> None:
         """Fills `written` with the sound shards of this set; damaged ones are named and removed.
 
+        Of several processes, the first one looks for all.
+
         Raises:
             OSError: If a damaged shard cannot be removed.
         """
         self.written = set()
+        if is_first_process():
+            self._find()
+        found = np.isin(np.arange(len(self)), list(self.written))
+        self.written = set(np.flatnonzero(from_first_process(found)).tolist())
+
+    def _find(self) -> None:
         if not self.folder.is_dir():
             return
         for path in self.folder.glob(".*"):
@@ -126,7 +135,10 @@ class Shards:
         return ranges
 
     def write(self, i: int, part: Part) -> None:
-        """Writes one shard, whole or not at all."""
+        """Writes one shard, whole or not at all; only the first of several processes does."""
+        self.written.add(i)
+        if not is_first_process():
+            return
         arrays = {"samples": part.samples, "frames": part.frames}
         if part.summary is not None:
             arrays |= {
@@ -138,7 +150,6 @@ class Shards:
         self.folder.mkdir(exist_ok=True)
         with workdir.replacing(self._file(i)) as path, path.open("wb") as file:
             np.savez(file, **arrays, crc=np.array(checksum(arrays)))
-        self.written.add(i)
 
     def read(self, i: int) -> Part:
         """Reads one shard.
@@ -186,7 +197,8 @@ class Shards:
 
     def remove(self) -> None:
         """Removes the folder, once the set is complete."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_first_process():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, i: int) -> Path:
         return self.folder / f"{i:05d}.npz"

@@ -27,7 +27,7 @@ from score_jax.cli.names import naming
 from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
-from score_jax.devices import maximum_over_processes
+from score_jax.devices import from_first_process, maximum_over_processes
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
 
@@ -121,9 +121,9 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     number = run.config["sampling"]["num_samples"]
     settings = samples.settings_of(run, number, step=num_steps)
     file = run.folder / "samples.npz"
-    saved = samples.saved_settings(file)
-    judged = judge.obstacle is not None or is_judged(run, num_steps)
-    if saved == settings:
+    missing = _in_any_process(samples.saved_settings(file) != settings)
+    judged = judge.obstacle is not None or not _in_any_process(not is_judged(run, num_steps))
+    if not missing:
         announce(f"{file} holds this run's samples already")
         if not judged:
             with np.load(file, allow_pickle=False) as content:
@@ -131,7 +131,7 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     else:
         judged_samples = _sample(run, state.ema_params, settings, judge.number)
         judge_final(run, judged_samples, num_steps, judge)
-    if saved != settings or not judged or not (run.folder / "report.html").exists():
+    if missing or not judged or not (run.folder / "report.html").exists():
         _write_report(run)
     evaluating = workdir.command_line("--workdir", run.folder, "--mode=evaluate")
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
@@ -150,7 +150,7 @@ def _asked_anywhere(asked: Callable[[], int]) -> int:
 
 
 def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.ndarray:
-    """Draws and writes the samples of a trained run; the first `number` of them.
+    """Draws and writes the samples of a trained run; the first `number` of them, in all processes.
 
     Samples of other settings that the user drew are kept under another name.
     """
@@ -161,7 +161,7 @@ def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.
         announce(samples.describe(run, settings))
         drawn = samples.draw(run, run.score_fn(params), labels, shards)
         samples.write(run, "samples", drawn, settings)
-        first = drawn.first(number)
+        first = from_first_process(drawn.first(number))
         shards.remove()
     return first
 

@@ -28,7 +28,7 @@ _writes_nothing = False
 
 
 def write_nothing() -> None:
-    """Lets `replacing` and `event_writer` discard what they write, for the rest of this process.
+    """Lets `replacing` discard what is written, for the rest of this process.
 
     For all processes but the first of those that run one command together.
     """
