@@ -173,9 +173,7 @@ def fit(
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
-    checkpoints = None
-    if run is not None:
-        checkpoints = Checkpoints(run.file.parent / "checkpoints", keep_checkpoints, run)
+    checkpoints = _checkpoints_of(run, keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
     metadata = {**(metadata or {}), "run": facts}
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps, check)
@@ -190,16 +188,13 @@ def fit(
     train, held_out, resident = placed(train, held_out, device_megabytes)
     source = feed(train.arrays(), devices, resident)
     state = replicate(state, devices)
-    where = f"batch of {batch_size} on {described(devices)}"
-    announce(f"compiling the training step ({where}) ...", progress)
-    begun = time.monotonic()
+    begun = _announce_compiling(batch_size, devices, progress)
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
     held_out_loss = _held_out_loss_fn(
         trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
     )
     log = _Log(trainer, time.monotonic() - begun)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
-
     key = run_keys(seed)["train"]
     batches = _batches(source, seed, range(first, num_steps), len(train.x), batch_size)
     with Progress(num_steps, "train", "step", first, shown=progress) as bar:
@@ -234,6 +229,13 @@ def fit(
     if checkpoints is not None:
         checkpoints.wait()
     return first_replica(state)
+
+
+def _announce_compiling(batch_size: int, devices: Sequence[jax.Device], progress: bool) -> float:
+    """Announces that the training step is compiled; the time on the clock."""
+    where = f"batch of {batch_size} on {described(devices)}"
+    announce(f"compiling the training step ({where}) ...", progress)
+    return time.monotonic()
 
 
 def compile_steps(
@@ -311,6 +313,10 @@ def _check_numbers(seed: int, **counts: int) -> None:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
+
+
+def _checkpoints_of(run: RunIdentity | None, keep: int) -> Checkpoints | None:
+    return None if run is None else Checkpoints(run.file.parent / "checkpoints", keep, run)
 
 
 def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> list:
