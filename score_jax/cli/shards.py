@@ -54,7 +54,7 @@ def checksum(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = np.ascontiguousarray(leaf)
         crc = zlib.crc32(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode(), crc)
-        crc = zlib.crc32(leaf.tobytes() if leaf.ndim == 0 else leaf.data.cast("B"), crc)
+        crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
     return f"{crc:08x}"
 
 
