@@ -252,7 +252,7 @@ class Trials:
     def workdir(self, kind: str) -> Path:
         """A workdir for a new trial: empty, or trained for the trials of sampling."""
         self._number += 1
-        folder = self.folder / f"trial_{self._number}"
+        folder = self.folder / f"trial_{self._number}_{time.time_ns()}"
         if kind == "sample":
             names = ("config.json", "run.json", "provenance.json", "moments.json", "metrics.json")
             shutil.copytree(self.reference("train"), folder, ignore=_all_but(names))
