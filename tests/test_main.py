@@ -673,7 +673,7 @@ def test_a_disk_that_fills_up_on_the_way(copied, command, monkeypatch):
         "written so far are kept\n"
     )
     np.testing.assert_array_equal(samples(copied)["samples"], before)
-    assert not [path for path in copied.iterdir() if path.name.startswith(".")]
+    assert {path.suffix for path in copied.glob(".*")} <= {".lock"}
 
 
 # Stopping

@@ -116,7 +116,11 @@ def test_a_set_can_be_drawn_in_parts():
     """Chains 4 to 9 alone are those of the whole set, with their labels; nothing is collected."""
     whole = sample(number=10, batch_size=4)
     seen = []
-    callback = lambda first, trajectory: seen.append((first, trajectory.x)) or {"parts": 1}  # noqa: E731
+
+    def callback(first, trajectory):
+        seen.append((first, trajectory.x))
+        return {"parts": 1.0}
+
     found = sample(number=6, first=4, batch_size=4, callbacks=[callback], collect=False)
     assert found.shape == (0, 2)
     assert [first for first, _ in seen] == [4, 8]

@@ -63,10 +63,11 @@ def test_shards_that_are_damaged_or_of_another_set_are_never_used(tmp_path, few,
         damaged[position] ^= 0x55
         path.write_bytes(damaged)
         try:
-            np.testing.assert_array_equal(written.read(1).samples, part(5, 10).samples)
-            harmless += 1  # A date or the like, in the archive's own headers
-        except shards.DAMAGED:
-            pass
+            found = written.read(1)
+        except Exception:  # As in `Shards.find`
+            continue
+        np.testing.assert_array_equal(found.samples, part(5, 10).samples)
+        harmless += 1  # A date or the like, in the archive's own headers
     assert harmless < len(sound) / 12
     path.write_bytes(sound[:-100])
     written.find()
@@ -150,10 +151,10 @@ def test_events_that_cannot_be_written_are_an_error_and_leave_no_rest(tmp_path):
         writer.add_scalar("loss", 1.0, 1)
         path = next(tmp_path.iterdir())
         size, file = path.stat().st_size, writer._file
-        writer._file = open("/dev/full", "ab", buffering=0)
-        with pytest.raises(OSError, match=r"No space left on device.*events\.out"):
-            writer.add_scalar("loss", 1.0, 2)
-        writer._file.close()
+        with open("/dev/full", "ab", buffering=0) as full:
+            writer._file = full
+            with pytest.raises(OSError, match=r"No space left on device.*events\.out"):
+                writer.add_scalar("loss", 1.0, 2)
         writer._file = file
     assert path.stat().st_size == size
 
@@ -176,11 +177,11 @@ def test_reads_are_repeated_after_errors_that_may_pass(errors, calls, outcome):
             raise left.pop()
         return handle
 
-    repeated = retried(read, pauses=(1, 2, 4), sleep=pauses.append)
+    repeated = retried(read, pauses=(1.0, 2.0, 4.0), sleep=pauses.append)
     if outcome is None:
         assert repeated("a.png") == "a.png"
     else:
         with pytest.raises(outcome):
             repeated("a.png")
     assert len(seen) == calls
-    assert pauses == [1, 2, 4][: calls - 1]
+    assert pauses == [1.0, 2.0, 4.0][: calls - 1]

@@ -58,7 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _refused(error)
     except OSError as error:
-        return _refused(_system_error(error))
+        code = _refused(_system_error(error))
+        if is_process:
+            # Background saves may wait for a disk that fails.
+            interrupts.leave(code)
+        return code
     return 0
 
 

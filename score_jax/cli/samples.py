@@ -220,7 +220,7 @@ class _Collector:
                 if upto == part_end:
                     self._finish(i)
             begin = upto
-        return {"shards": len(shards.written)} if len(shards) > 1 else {}
+        return {"shards": float(len(shards.written))} if len(shards) > 1 else {}
 
     def _finish(self, i: int) -> None:
         """Makes a part of the pieces."""

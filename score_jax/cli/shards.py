@@ -8,7 +8,6 @@ that decide them and a checksum. Shards of other settings, or of other parameter
 
 import json
 import shutil
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +24,6 @@ MOST_CHAINS = 1000
 """Largest number of chains in a shard."""
 MOST_BYTES = 64_000_000
 """Largest size of the samples in a shard."""
-DAMAGED = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""Exceptions of numpy for files that are damaged, or no .npz."""
 
 
 class Part(NamedTuple):
@@ -96,7 +93,7 @@ class Shards:
         """Fills `written` with the sound shards of this set; damaged ones are named and removed.
 
         Raises:
-            OSError: If a damaged shard cannot be removed.
+            OSError: If a shard cannot be read, or a damaged one cannot be removed.
         """
         self.written = set()
         if not self.folder.is_dir():
@@ -109,7 +106,9 @@ class Shards:
             try:
                 self.read(i)
                 self.written.add(i)
-            except DAMAGED as error:
+            except Exception as error:  # zipfile and numpy raise any kind at damaged files
+                if isinstance(error, OSError) and error.errno:
+                    raise  # The disk fails, and the shard may be sound.
                 announce(f"{self._file(i)} is damaged ({_first_line(error)}): draws it again")
                 self._file(i).unlink()
 
@@ -145,7 +144,7 @@ class Shards:
 
         Raises:
             ValueError: If it differs from its checksum, or belongs to another set.
-            OSError: If it cannot be read. Damaged archives raise other exceptions, `DAMAGED`.
+            OSError: If it cannot be read. Damaged archives raise exceptions of any kind.
         """
         with np.load(self._file(i), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -168,7 +167,7 @@ class Shards:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     stored = json.loads(str(file["identity"]))
-            except DAMAGED:
+            except Exception:  # It is damaged, and `find` will name it.
                 continue
             for name in dict.fromkeys([*self._identity, *stored]):
                 if stored.get(name) != self._identity.get(name):
