@@ -146,7 +146,7 @@ class Shards:
             ValueError: If it differs from its checksum, or belongs to another set.
             OSError: If it cannot be read. Damaged archives raise exceptions of any kind.
         """
-        with np.load(self._file(i), allow_pickle=False) as file:
+        with self._file(i).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays.pop("crc")) != checksum(arrays):
             raise ValueError("it differs from its checksum")
@@ -165,7 +165,7 @@ class Shards:
         """A sentence about shards of another set in the folder; "" if there are none."""
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                     stored = json.loads(str(file["identity"]))
             except Exception:  # It is damaged, and `find` will name it.
                 continue
