@@ -393,13 +393,17 @@ def fill(folder: Path) -> Path:
             return ballast
 
 
-def disk_trials(trials: Trials) -> tuple[int, int]:
+DISKS = ("full", "sampling", "read-only", "gone")
+"""Trials of the disk; "sampling" is a disk that fills up while samples are written in shards."""
+
+
+def disk_trials(trials: Trials, names: Sequence[str]) -> tuple[int, int]:
     """Takes the disk away in several ways; the number of trials and of correct ones."""
     done = correct = 0
-    for name in ("full", "full while sampling", "read-only", "gone"):
-        kind = "sample" if name == "full while sampling" else "train"
+    for name in names:
+        kind = "sample" if name == "sampling" else "train"
         failures = len(trials.failures)
-        disk = trials.folder / f"disk_{done}"
+        disk = trials.folder / f"disk_{time.time_ns()}"
         workdir = disk / "run"
         place = workdir / "checkpoints" if name == "read-only" else disk
         if name != "gone" and not mounted(place):
@@ -428,7 +432,7 @@ def disk_trials(trials: Trials) -> tuple[int, int]:
 
 def _take_away(name: str, disk: Path, workdir: Path) -> Callable[[], Any]:
     """Makes a disk fail; the function that mends it."""
-    if name.startswith("full"):
+    if name in ("full", "sampling"):
         return fill(disk).unlink
     if name == "gone":
         while workdir.exists():
@@ -447,6 +451,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", default="", help="kinds of trials, separated by commas")
     parser.add_argument("--signals", default="TERM,HUP,INT")
+    parser.add_argument("--disks", default=",".join(DISKS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default=None, help="an empty folder, kept afterwards")
     arguments = parser.parse_args()
@@ -467,7 +472,7 @@ def main() -> int:
     if "signals" in chosen:
         counts["signals"] = signal_trials(trials, numbers)
     if "disk" in chosen:
-        counts["disk"] = disk_trials(trials)
+        counts["disk"] = disk_trials(trials, arguments.disks.split(","))
     if not arguments.folder:
         shutil.rmtree(folder, ignore_errors=True)
 
