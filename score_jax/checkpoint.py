@@ -369,8 +369,8 @@ def silence_background_saves() -> None:
             in_threads(arguments)
 
     def hook(kind, error, trace):
-        # TensorStore's own threads print that the loop that awaits them has ended.
-        if threading.current_thread() is threading.main_thread():
+        # TensorStore, in any thread, prints that the loop that awaits its writes has ended.
+        if str(error) != "Event loop is closed":
             elsewhere(kind, error, trace)
 
     threading.excepthook, sys.excepthook = thread_hook, hook
