@@ -153,23 +153,27 @@ class Checkpoints:
         return (self.folder / str(step)).exists()
 
     def _newest(self, target: Any, check: Check | None) -> tuple[int, Any] | None:
-        self._unusable, problems, errors = [], [], []
+        errors: dict[int, Exception] = {}
         for step in self.steps():
             try:
-                return step, self._restore(step, target, check)
+                state = self._restore(step, target, check)
             except _VanishedError:
                 raise
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
-                self._unusable.append(step)
-                problems.append(f"step {step}: {_first_line(error)}")
-                errors.append(error)
+                errors[step] = error
+                continue
+            self._unusable = list(errors)
+            for passed, error in errors.items():
                 logging.getLogger(__name__).warning(
-                    "checkpoint %s is unusable (%s)", self.folder / str(step), _first_line(error)
+                    "checkpoint %s is unusable (%s)", self.folder / str(passed), _first_line(error)
                 )
-        if not problems:
+            return step, state
+        if not errors:
             return None
-        if all(isinstance(error, _ForeignError) for error in errors):
-            raise errors[0]
+        first = next(iter(errors.values()))
+        if all(isinstance(error, _ForeignError) for error in errors.values()):
+            raise first
+        problems = [f"step {step}: {_first_line(error)}" for step, error in errors.items()]
         raise ValueError(
             f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore "
             "that folder from a copy, or train in another one"
