@@ -8,6 +8,7 @@ the arrays and compared on restore. One process writes; others can read at the s
 import contextlib
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -118,7 +119,8 @@ class Checkpoints:
         if self._run is not None:
             self._run.read()  # Report a damaged file, rather than one per checkpoint.
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            time.sleep(0.01 * attempt)
             try:
                 if step is not None:
                     return step, self._asked_for(step, target, check)
@@ -150,7 +152,7 @@ class Checkpoints:
 
     def has(self, step: int) -> bool:
         """True if there is a checkpoint of this step."""
-        return (self.folder / str(step)).exists()
+        return os.path.lexists(self.folder / str(step))
 
     def _newest(self, target: Any, check: Check | None) -> tuple[int, Any] | None:
         errors: dict[int, Exception] = {}
@@ -377,9 +379,12 @@ def _check_shapes(state: Any, target: Any) -> None:
 def _as_stored(target: Any, meta: Mapping[str, Any]) -> Any:
     """A target with the types that arrays were written in where JAX's precision alone differs."""
     types = meta.get("stored", {}).get("types", {})
+    narrower = {wide: narrow for narrow, wide in _WIDER.items()}
 
     def leaf_as_stored(path, leaf):
-        stored = types.get(jax.tree_util.keystr(path))
+        # Earlier versions did not store the types, which were then those of 32 bits.
+        earlier = narrower.get(leaf.dtype.name, leaf.dtype.name)
+        stored = types.get(jax.tree_util.keystr(path)) if types else earlier
         wide = {_WIDER.get(stored, stored), _WIDER.get(leaf.dtype.name, leaf.dtype.name)}
         return np.zeros(leaf.shape, stored if stored and len(wide) == 1 else leaf.dtype)
 

@@ -1,7 +1,7 @@
 """The folder of a run: how its files are written, read and named.
 
-config.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
-preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
+config.json  run.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp
+loss.png  preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
 inpainting.png  interpolation.npz  interpolation.png  figure1.png  figure2.png  figure3.png
 neighbors.png  mixing.png  sampler.zip  provenance.json  report.html  quality.json
 diagnostics.json  moments.json  compare.json  compare.png
