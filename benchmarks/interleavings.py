@@ -29,7 +29,7 @@ from score_jax.cli.flags import parse
 from score_jax.cli.run import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 400
+STEPS = 1000
 SMALL = [
     "--config=digits",
     "--devices=1",
