@@ -168,9 +168,7 @@ def fit(
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
-    checkpoints = None
-    if run is not None:
-        checkpoints = Checkpoints(run.file.parent / "checkpoints", keep_checkpoints, run)
+    checkpoints = _newest_checkpoints(run, keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps, check)
     first = done = int(state.step)
@@ -303,6 +301,11 @@ def _check_numbers(seed: int, **counts: int) -> None:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
+
+
+def _newest_checkpoints(run: RunIdentity | None, keep: int) -> Checkpoints | None:
+    """The checkpoints from which a run is resumed; None for a run that writes nothing."""
+    return None if run is None else Checkpoints(run.file.parent / "checkpoints", keep, run)
 
 
 def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> list:
