@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from score_jax.cli.flags import parse
 from score_jax.cli.run import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = 1000
+STEPS = 300
 SMALL = [
     "--config=digits",
     "--devices=1",
@@ -87,6 +88,13 @@ class Process:
             raise Wrong(f"{self.name} says: {shown[-400:]}")
         return code
 
+    def pause(self, until):
+        """Stops and continues the process again and again, until an event."""
+        while not until.wait(0.1) and self.child.poll() is None:
+            self.child.send_signal(signal.SIGSTOP)
+            until.wait(1.0)
+            self.child.send_signal(signal.SIGCONT)
+
     def kill(self):
         self.child.send_signal(signal.SIGKILL)
         self.child.communicate()
@@ -132,12 +140,18 @@ class Trials:
     def __init__(self, base):
         self.base = base
         self.truth = {}
-        for name, settings in (("plain", SMALL), ("other", OTHER), ("longer", LONGER)):
-            Process(base / name, *settings).end(0)
-            self.truth[name] = result(base / name)
+
+    def alone(self, name):
+        """The result of an undisturbed run."""
+        if name not in self.truth:
+            settings = {"plain": SMALL, "other": OTHER, "longer": LONGER}[name]
+            Process(self.base / name, *settings).end(0)
+            self.truth[name] = result(self.base / name)
+        return self.truth[name]
 
     def is_whole(self, folder, *names):
-        check(result(folder) in [self.truth[name] for name in names], "other bits than alone")
+        found = result(folder)
+        check(any(found == self.alone(name) for name in names), "other bits than alone")
         for path in folder.rglob("*"):
             left = path.name.startswith(".") and ".lock" not in path.name
             check(not left and "orbax-checkpoint-tmp" not in path.name, f"{path} is left")
@@ -151,12 +165,45 @@ class Trials:
         check(codes == [0] + [2] * (len(commands) - 1), f"exit codes {codes}")
 
     def beside(self, folder, *commands, code=0, saying=""):
-        """Other commands while one trains, begun at its first checkpoint."""
+        """Other commands while one trains, begun at its first checkpoint.
+
+        Training pauses most of the time while they run, so that it does not end before them.
+        """
         training = Process(folder, *SMALL)
         wait_for_checkpoint(folder, training)
-        for process in [Process(folder, *command) for command in commands]:
-            process.end(code, saying=saying)
+        started = [Process(folder, *command) for command in commands]
+        pausing = threading.Event()
+        pauses = threading.Thread(target=training.pause, args=(pausing,))
+        pauses.start()
+        try:
+            for process in started:
+                process.end(code, saying=saying)
+        finally:
+            pausing.set()
+            pauses.join()
         training.end(0)
+        self.is_whole(folder, "plain")
+
+    def killed(self, folder):
+        training = Process(folder, *SMALL)
+        wait_for_checkpoint(folder, training)
+        training.kill()
+
+    def finished(self, folder):
+        Process(folder, *SMALL).end(0)
+
+    def many_readers_beside(self, folder):
+        """This process opens the run again and again while another one trains."""
+        training = Process(folder, *SMALL)
+        wait_for_checkpoint(folder, training)
+        command = parse([f"--workdir={folder}", "--mode=sample", "--devices=1"])
+        opened = 0
+        while training.child.poll() is None:
+            run = open_run(command, jax.devices()[:1])
+            check(int(run.state.step) == run.step, "a step with another state")
+            opened += 1
+        training.end(0)
+        check(opened > 2, f"only {opened} readings")
         self.is_whole(folder, "plain")
 
     def two_rates_at_once(self, folder):
@@ -181,11 +228,6 @@ class Trials:
         self.beside(folder, LONGER, code=2, saying=REFUSED)
         Process(folder, *LONGER).end(0)
         self.is_whole(folder, "longer")
-
-    def killed(self, folder):
-        training = Process(folder, *SMALL)
-        wait_for_checkpoint(folder, training)
-        training.kill()
 
     def kill_and_the_same_at_once(self, folder):
         self.killed(folder)
@@ -234,20 +276,6 @@ class Trials:
         settings_of(folder, "best_one")
         self.is_whole(folder, "plain")
 
-    def many_readers_beside(self, folder):
-        """This process opens the run again and again while another one trains."""
-        training = Process(folder, *SMALL)
-        wait_for_checkpoint(folder, training)
-        command = parse([f"--workdir={folder}", "--mode=sample", "--devices=1"])
-        opened = 0
-        while training.child.poll() is None:
-            run = open_run(command, jax.devices()[:1])
-            check(int(run.state.step) == run.step, "a step with another state")
-            opened += 1
-        training.end(0)
-        check(opened > 2, f"only {opened} readings")
-        self.is_whole(folder, "plain")
-
     def evaluate_beside(self, folder):
         self.beside(folder, ["--mode=evaluate"])
         check(json.loads((folder / "evaluation.json").read_text())["levels"], "no levels")
@@ -268,9 +296,6 @@ class Trials:
         state = golden("ncsn_mnist_ngf8")["param"]
         np.savez(file, **{f"module.{name}": value for name, value in state.items()})
         self.beside(folder, ["--mode=import", f"--checkpoint={file}"], code=2)
-
-    def finished(self, folder):
-        Process(folder, *SMALL).end(0)
 
     def two_samplers_of_other_settings(self, folder):
         self.finished(folder)
@@ -296,7 +321,7 @@ class Trials:
 
 def trial_names():
     """The interleavings, in the order of the class."""
-    helpers = ("is_whole", "at_once", "beside", "killed", "finished")
+    helpers = ("alone", "is_whole", "at_once", "beside", "killed", "finished")
     return [name for name in vars(Trials) if not name.startswith("_") and name not in helpers]
 
 
