@@ -252,7 +252,7 @@ class Trials:
         time.sleep(1.0)
         training.child.send_signal(signal.SIGTERM)
         second.end(0, 2, saying=REFUSED)
-        training.end(0, 130, 143)
+        training.end(0, 130, 143, -signal.SIGTERM)
         Process(folder, *SMALL).end(0)
         self.is_whole(folder, "plain")
 
