@@ -14,6 +14,6 @@ def test_no_corruption_restores_another_state_silently(tmp_path):
     number, counts = corruptions.counted(tmp_path, number=25, shown=shown.append)
     assert number == 25
     assert not shown
-    assert counts["refused"] >= 3
-    assert counts["passed over"] >= 2
+    assert counts["refused"] >= 1
+    assert counts["passed over"] >= 1
     assert counts["SILENT"] == counts["TRACEBACK"] == 0
