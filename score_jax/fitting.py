@@ -173,7 +173,7 @@ def fit(
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
-    checkpoints = _checkpoints_of(run, keep_checkpoints)
+    checkpoints = _newest_checkpoints(run, keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
     metadata = {**(metadata or {}), "run": facts}
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps, check)
@@ -315,7 +315,8 @@ def _check_numbers(seed: int, **counts: int) -> None:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
 
 
-def _checkpoints_of(run: RunIdentity | None, keep: int) -> Checkpoints | None:
+def _newest_checkpoints(run: RunIdentity | None, keep: int) -> Checkpoints | None:
+    """The checkpoints from which a run is resumed; None for a run that writes nothing."""
     return None if run is None else Checkpoints(run.file.parent / "checkpoints", keep, run)
 
 
