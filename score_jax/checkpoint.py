@@ -123,7 +123,8 @@ class Checkpoints:
         if self._run is not None:
             self._run.read()  # Report a damaged file, rather than one per checkpoint.
         target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
+            time.sleep(0.01 * attempt)
             try:
                 if step is not None:
                     return step, self._asked_for(step, target, check)
@@ -155,26 +156,30 @@ class Checkpoints:
 
     def has(self, step: int) -> bool:
         """True if there is a checkpoint of this step."""
-        return (self.folder / str(step)).exists()
+        return os.path.lexists(self.folder / str(step))
 
     def _newest(self, target: Any, check: Check | None) -> tuple[int, Any] | None:
-        self._unusable, problems, errors = [], [], []
+        errors: dict[int, Exception] = {}
         for step in self.steps():
             try:
-                return step, self._restore(step, target, check)
+                state = self._restore(step, target, check)
             except _VanishedError:
                 raise
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
-                self._unusable.append(step)
-                problems.append(f"step {step}: {_first_line(error)}")
-                errors.append(error)
+                errors[step] = error
+                continue
+            self._unusable = list(errors)
+            for passed, error in errors.items():
                 logging.getLogger(__name__).warning(
-                    "checkpoint %s is unusable (%s)", self.folder / str(step), _first_line(error)
+                    "checkpoint %s is unusable (%s)", self.folder / str(passed), _first_line(error)
                 )
-        if not problems:
+            return step, state
+        if not errors:
             return None
-        if all(isinstance(error, _ForeignError) for error in errors):
-            raise errors[0]
+        first = next(iter(errors.values()))
+        if all(isinstance(error, _ForeignError) for error in errors.values()):
+            raise first
+        problems = [f"step {step}: {_first_line(error)}" for step, error in errors.items()]
         raise ValueError(
             f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore "
             "that folder from a copy, or train in another one"
@@ -369,8 +374,8 @@ def silence_background_saves() -> None:
             in_threads(arguments)
 
     def hook(kind, error, trace):
-        # TensorStore's own threads print that the loop that awaits them has ended.
-        if threading.current_thread() is threading.main_thread():
+        # TensorStore, in any thread, prints that the loop that awaits its writes has ended.
+        if str(error) != "Event loop is closed":
             elsewhere(kind, error, trace)
 
     threading.excepthook, sys.excepthook = thread_hook, hook
@@ -414,9 +419,12 @@ def _check_shapes(state: Any, target: Any) -> None:
 def _as_stored(target: Any, meta: Mapping[str, Any]) -> Any:
     """A target with the types that arrays were written in where JAX's precision alone differs."""
     types = meta.get("stored", {}).get("types", {})
+    narrower = {wide: narrow for narrow, wide in _WIDER.items()}
 
     def leaf_as_stored(path, leaf):
-        stored = types.get(jax.tree_util.keystr(path))
+        # Earlier versions did not store the types, which were then those of 32 bits.
+        earlier = narrower.get(leaf.dtype.name, leaf.dtype.name)
+        stored = types.get(jax.tree_util.keystr(path)) if types else earlier
         wide = {_WIDER.get(stored, stored), _WIDER.get(leaf.dtype.name, leaf.dtype.name)}
         return np.zeros(leaf.shape, stored if stored and len(wide) == 1 else leaf.dtype)
 

@@ -8,6 +8,7 @@ The batch of a step is a pure function of (seed, step) and the random numbers of
 therefore continues with the same bits as one that was not.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -154,7 +155,8 @@ def fit(
             them.
         FloatingPointError: If a loss is not finite; names the step and the noise level. Earlier
             checkpoints are kept.
-        OSError: If `workdir` cannot be written.
+        OSError: If `workdir` cannot be written, or an example cannot be read; the steps before it
+            are saved.
     """
     devices = tuple(devices or jax.devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)
@@ -179,10 +181,9 @@ def fit(
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
-    checkpoints = None
-    if run is not None:
-        checkpoints = Checkpoints(run.file.parent / "checkpoints", keep_checkpoints, run)
+    checkpoints = _newest_checkpoints(run, keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
+    metadata = {**(metadata or {}), "run": facts}
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps, check)
     first = done = int(state.step)
     check_agreement([first, num_steps, facts], "the checkpoints or the arguments")
@@ -196,16 +197,13 @@ def fit(
     train, held_out, resident = placed(train, held_out, device_megabytes)
     source = feed(train.arrays(), devices, resident)
     state = replicate(state, devices)
-    where = f"batch of {batch_size} on {described(devices)}"
-    announce(f"compiling the training step ({where}) ...", progress)
-    begun = time.monotonic()
+    begun = _announce_compiling(batch_size, devices, progress)
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
     held_out_loss = _held_out_loss_fn(
         trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
     )
     log = _Log(trainer, time.monotonic() - begun)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
-
     key = run_keys(seed)["train"]
     batches = _batches(source, seed, range(first, num_steps), len(train.x), batch_size)
     with Progress(num_steps, "train", "step", first, shown=progress) as bar:
@@ -213,7 +211,9 @@ def fit(
         while done < num_steps and not stopping:
             # Run up to the next step at which something is due, in one XLA call.
             ahead = _steps_ahead(done, num_steps, steps_per_call, intervals.values())
-            state, metrics = step_fn(key, state, *_stacked(batches, ahead, steps_per_call))
+            with _keeping_steps(checkpoints, log, done, state, metadata):
+                arguments = _stacked(batches, ahead, steps_per_call)
+            state, metrics = step_fn(key, state, *arguments)
             done += ahead
             log.pending.append((metrics, ahead))
             if devices[0].platform == "cpu":
@@ -229,16 +229,22 @@ def fit(
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
             if due["checkpoint_every"] and checkpoints is not None and is_first_process():
-                checkpoints.save(done, state, {**(metadata or {}), "run": facts})
+                checkpoints.save(done, state, metadata)
             for i, (_, callback) in enumerate(callbacks):
                 if due[f"callbacks[{i}]"]:
-                    report = log.report(done, num_steps, state)
-                    callback(report._replace(stopping=stopping and done < num_steps))
+                    callback(log.report(done, num_steps, state, stopping))
             bar.update(done, loss=log.last_loss(metrics))
     batches.close()
     if checkpoints is not None:
         checkpoints.wait()
     return first_replica(state)
+
+
+def _announce_compiling(batch_size: int, devices: Sequence[jax.Device], progress: bool) -> float:
+    """Announces that the training step is compiled; the time on the clock."""
+    where = f"batch of {batch_size} on {described(devices)}"
+    announce(f"compiling the training step ({where}) ...", progress)
+    return time.monotonic()
 
 
 def compile_steps(
@@ -317,6 +323,11 @@ def _check_numbers(seed: int, **counts: int) -> None:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed} must be in [0, 2**32)")
+
+
+def _newest_checkpoints(run: RunIdentity | None, keep: int) -> Checkpoints | None:
+    """The checkpoints from which a run is resumed; None for a run that writes nothing."""
+    return None if run is None else Checkpoints(run.file.parent / "checkpoints", keep, run)
 
 
 def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> list:
@@ -434,6 +445,23 @@ def _steps_ahead(done: int, num_steps: int, steps_per_call: int, intervals) -> i
     return min([steps_per_call, num_steps - done, *to_next])
 
 
+@contextlib.contextmanager
+def _keeping_steps(
+    checkpoints: Checkpoints | None, log: "_Log", done: int, state: TrainState, metadata: Any
+) -> Iterator[None]:
+    """Saves the steps that this call has taken if the block cannot read the data."""
+    try:
+        yield
+    except (OSError, ValueError):
+        first = is_first_process()
+        if first and checkpoints is not None and (log.pending or log.losses):
+            if log.pending:
+                log.add_losses(done, checkpoints)
+            checkpoints.save(done, state, metadata)
+            checkpoints.wait()
+        raise
+
+
 def _stacked(batches: Iterator, ahead: int, steps_per_call: int):
     """The arguments of the next `ahead` steps, padded to the compiled number; and that number."""
     taken = [next(batches) for _ in range(ahead)]
@@ -502,7 +530,7 @@ class _Log:
         """The last mean loss, or that of the first step if there is none yet."""
         return self.losses[-1][1] if self.losses else float(np.asarray(metrics.loss)[0])
 
-    def report(self, done: int, num_steps: int, state: TrainState) -> Report:
+    def report(self, done: int, num_steps: int, state: TrainState, stopping: bool) -> Report:
         """The report for callbacks."""
         return Report(
             step=done,
@@ -514,6 +542,7 @@ class _Log:
             steps_per_second=self._steps_per_second,
             compile_seconds=self.compile_seconds,
             train_seconds=time.monotonic() - self._begun,
+            stopping=stopping and done < num_steps,
         )
 
     def _check_finite(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:

@@ -117,7 +117,7 @@ def record(step: int, state: Any, metadata: Mapping[str, Any], identity: str | N
     return content
 
 
-def check_record(content: Mapping[str, Any], step: int, run: RunIdentity | None) -> None:
+def check_record(content: Any, step: int, run: RunIdentity | None) -> None:
     """Checks that metadata are undamaged and belong to a step of a run.
 
     Args:
@@ -129,6 +129,8 @@ def check_record(content: Mapping[str, Any], step: int, run: RunIdentity | None)
         ValueError: If they do not, with both values.
     """
     expected = run.read() if run is not None else None
+    if not isinstance(content, Mapping):
+        raise ValueError("its metadata are no JSON object")
     stored = content.get("stored")
     if stored is None:
         if expected is not None and step > expected[1]:

@@ -12,7 +12,9 @@ from runs import (
     final_state,
     flags,
     load,
+    opened,
     perceptron,
+    run_command,
     samples,
     saved_config,
     start,
@@ -159,8 +161,11 @@ def test_a_flat_folder_of_photos_from_end_to_end(tmp_path):
     assert found["samples"].shape == (4, 8, 8, 3)
 
 
-def test_kill_in_the_middle_of_training_loses_nothing(tmp_path):
-    """kill -9, then the same command again: the bits of a run that was never killed."""
+def test_kill_in_the_middle_of_training_loses_nothing(tmp_path, capsys):
+    """kill -9, then the same command again: the bits of a run that was never killed.
+
+    Before, a second writer is refused, while readers work beside the first one.
+    """
     config = perceptron(
         training__num_steps=2000,
         training__checkpoint_every=50,
@@ -174,6 +179,12 @@ def test_kill_in_the_middle_of_training_loses_nothing(tmp_path):
         if (killed / "checkpoints" / "300").exists():
             break
         time.sleep(0.05)
+    code, shown = run_command(capsys, f"--workdir={killed}", "--config.optim.learning_rate=0.5")
+    assert (code, len(shown.splitlines())) == (2, 1)
+    assert f"is being written by process {process.pid} on host" in shown
+    for _ in range(3):
+        run = opened(killed)
+        assert run.step == int(run.state.step)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "samples.npz").exists()

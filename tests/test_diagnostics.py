@@ -8,10 +8,13 @@ import pytest
 from score_jax.analytic import full_gaussian_score_fn
 from score_jax.evaluation.diagnostics import (
     ChainObserver,
+    ChainValues,
     DataMoments,
+    combined,
     data_moments,
     diagnose,
     gaussian_score_norm,
+    summary_of,
     warnings_of,
 )
 from score_jax.noise import geometric_sigmas
@@ -50,6 +53,19 @@ def diagnosed(score_fn, sampler=annealed_langevin, number=400, **settings):
         **settings,
     )
     return diagnose(observed, MOMENTS, DIMENSION)
+
+
+def test_summaries_of_parts_combine_to_that_of_the_whole():
+    rng = np.random.default_rng(0)
+    values = ChainValues(*rng.normal(2, 1, (6, 3, 50)).astype(np.float32))
+    parts = [ChainValues(*(value[:, cut] for value in values)) for cut in (slice(7), slice(7, 50))]
+    whole, joined = summary_of([values]), combined(*(summary_of([part]) for part in parts))
+    assert whole.number == joined.number == 50
+    np.testing.assert_allclose(joined.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(joined.squares, whole.squares, rtol=1e-12)
+    # The truth, by numpy in another form.
+    exact = np.asarray(values, np.float64)
+    np.testing.assert_allclose(whole.squares, exact.var(axis=2) * 50, rtol=1e-12)
 
 
 def test_a_sampler_that_works_is_healthy():

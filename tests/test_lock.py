@@ -1,7 +1,9 @@
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from runs import ROOT
 
@@ -28,6 +30,8 @@ def test_a_lock_ends_with_its_process_and_its_facts_mean_nothing_then(tmp_path):
         # Outputs have locks of their own.
         with lock.held(folder, "samples"), lock.changing(folder / "quality.json"):
             assert lock._facts_of_holder(folder, "run")["process"] == holder.pid
+        with lock.trying(folder) as owns:
+            assert not owns
     finally:
         holder.kill()
         holder.communicate()
@@ -46,6 +50,8 @@ def test_a_lock_ends_with_its_process_and_its_facts_mean_nothing_then(tmp_path):
         assert not half.exists()
         with pytest.raises(ValueError, match=f"process {os.getpid()} on"), lock.held(folder):
             pass
+        with lock.trying(folder) as owns:
+            assert owns
     with lock.held(folder):
         pass
     assert not list(folder.glob("*.json"))
@@ -58,6 +64,13 @@ def test_a_holder_without_facts_is_another_process(tmp_path, monkeypatch):
         (tmp_path / ".samples.lock.json").write_text("[half")
         with pytest.raises(ValueError, match=words), lock.held(tmp_path, "samples"):
             pass
+
+
+def test_an_output_of_other_settings_gets_another_name(tmp_path):
+    for seed, stem in ((0, "x"), (1, "x_2"), (0, "x"), (1, "x_2")):
+        with lock.output(tmp_path, "x", {"seed": seed}) as name:
+            assert name == stem
+            np.savez(tmp_path / f"{name}.npz", settings=json.dumps({"seed": seed}))
 
 
 def test_a_folder_that_cannot_be_written_is_named():

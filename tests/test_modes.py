@@ -17,6 +17,7 @@ from runs import (
     finished_run,
     load,
     make_command,
+    opened,
     perceptron,
     run_command,
     run_mode,
@@ -26,6 +27,7 @@ from runs import (
     tree,
 )
 
+from score_jax.checkpoint import Checkpoints
 from score_jax.cli import figures, inpaint, masks
 from score_jax.cli.config_files import load_config
 from score_jax.cli.flags import parse
@@ -478,8 +480,11 @@ def test_a_label_needs_a_network_that_takes_labels(plain, command):
 
 
 def test_labels_without_dropout_must_be_given(finished, command, tmp_path):
-    folder = shutil.copytree(finished, tmp_path / "run")
-    config = changed(saved_config(folder), data__label_dropout=0.0)
+    run, folder = opened(finished), tmp_path / "run"
+    config = changed(saved_config(finished), data__label_dropout=0.0)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(run.step, run.state, {"config": config})
+    checkpoints.wait()
     (folder / "config.json").write_text(json.dumps(config))
     code, shown = command(f"--workdir={folder}", "--mode=inpaint")
     assert code == 2

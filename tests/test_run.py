@@ -29,6 +29,7 @@ from runs import (
 from score_jax import fitting, sampling
 from score_jax.checkpoint import Checkpoints
 from score_jax.cli.config_files import load_config
+from score_jax.cli.interrupts import Stopped
 from score_jax.data.dataset import batch_index
 from score_jax.losses import dsm
 from score_jax.noise import example_keys, standard_normal
@@ -132,7 +133,8 @@ def test_a_run_cut_in_two_is_one_run(finished, tmp_path, monkeypatch, capsys):
         return batch_index(seed, step, *arguments)
 
     monkeypatch.setattr(fitting, "batch_index", interrupting)
-    assert not train(folder)
+    with pytest.raises(Stopped):
+        train(folder)
     assert "stopped at step 37 of 60, which is saved" in capsys.readouterr().out
     assert not (folder / "samples.npz").exists()
     assert train(folder)
@@ -153,7 +155,8 @@ def test_a_request_to_stop_in_the_last_step_leaves_the_samples_for_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "batch_index", interrupting)
-        assert not train(tmp_path / "run", perceptron())
+        with pytest.raises(Stopped):
+            train(tmp_path / "run", perceptron())
     assert "stopped after the last step, 20, which is saved" in capsys.readouterr().out
     assert not (tmp_path / "run" / "samples.npz").exists()
     assert train(tmp_path / "run", perceptron())

@@ -112,6 +112,23 @@ def test_callbacks_receive_every_batch():
     assert seen[0][1].finite.all()
 
 
+def test_a_set_can_be_drawn_in_parts():
+    """Chains 4 to 9 alone are those of the whole set, with their labels; nothing is collected."""
+    whole = sample(number=10, batch_size=4)
+    seen = []
+
+    def callback(first, trajectory):
+        seen.append((first, trajectory.x))
+        return {"parts": 1.0}
+
+    found = sample(number=6, first=4, batch_size=4, callbacks=[callback], collect=False)
+    assert found.shape == (0, 2)
+    assert [first for first, _ in seen] == [4, 8]
+    np.testing.assert_array_equal(np.concatenate([x for _, x in seen]), whole[4:])
+    with pytest.raises(ValueError, match="first=-1 must be at least 0"):
+        sample(number=4, first=-1)
+
+
 def test_every_sampler_is_accepted():
     for sampler in (sj.consistent_annealed_sampling, sj.langevin_baseline):
         x = sample(number=400, sampler=sampler, num_steps=4)

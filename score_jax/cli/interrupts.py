@@ -86,5 +86,12 @@ def end(number: int) -> None:
     with_newline = f"\n{line}" if os.isatty(2) else line
     with contextlib.suppress(OSError):  # The terminal may have gone.
         os.write(2, with_newline.encode())
+    leave(exit_code(number))
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code, without waiting for other threads."""
+    from score_jax.cli import workdir
+
     workdir.remove_unfinished()
-    os._exit(exit_code(number))
+    os._exit(code)

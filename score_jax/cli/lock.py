@@ -8,6 +8,7 @@ with `nolock`, and Lustre if it is mounted with `flock`.
 
 import contextlib
 import datetime
+import errno
 import io
 import os
 import platform
@@ -30,6 +31,8 @@ PATIENCE, PAUSE = 1.0, 0.05
 """Seconds to wait for the facts about a holder that has just begun, and between two looks."""
 SHORTLY = 60.0
 """Seconds to wait for a process that writes a few files."""
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP)
+"""Errors of a file system that supports no locks."""
 LONGEST_COMMAND = 300
 """Characters of the holder's command line that a message shows."""
 
@@ -150,10 +153,11 @@ def _acquired(folder: Path, name: str, wait: float) -> filelock.FileLock:
                 announced = True
                 announce(f"waits for process {(facts or {}).get('process')}, which writes {name}")
         except OSError as error:
-            raise OSError(
-                f"--workdir={folder} cannot be written ({error.strerror or error}): make it "
-                "writable, or choose another --workdir"
-            ) from error
+            reason = error.strerror or str(error)
+            problem = f"cannot be written ({reason}): make it writable"
+            if error.errno in WITHOUT_LOCKS:
+                problem = f"cannot be locked ({reason}): mount its file system with locks"
+            raise OSError(f"--workdir={folder} {problem}, or choose another --workdir") from error
         time.sleep(PAUSE)
 
 

@@ -76,7 +76,11 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
     except ValueError as error:
         return _refused(error)
     except OSError as error:
-        return _refused(_system_error(error) if error.errno else error)
+        code = _refused(_system_error(error))
+        if is_process:
+            # Background saves may wait for a disk that fails.
+            interrupts.leave(code)
+        return code
     return 0
 
 
@@ -134,10 +138,13 @@ def _silence_background_saves() -> None:
 
 
 def _system_error(error: OSError) -> str:
-    """A sentence about a full disk, missing permissions and the like."""
+    """A sentence about a full disk, missing permissions and the like, with what is kept."""
+    kept = "; ".join(getattr(error, "__notes__", []))
+    if not error.errno:
+        return f"{error}; {kept}" if kept else str(error)
     what = error.strerror or type(error).__name__
     where = f" with {error.filename}" if error.filename else ""
-    kept = "; ".join(getattr(error, "__notes__", [])) or "files written so far are kept"
+    kept = kept or "files written so far are kept"
     return f"reading or writing failed{where} ({what}): {kept}"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax.checkpoint import BestCheckpoints, Check, Checkpoints
+from score_jax.checkpoint import ATTEMPTS, BestCheckpoints, Check, Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.modes import MODES
@@ -289,7 +289,7 @@ def open_run(
     needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
     workdir.check_writable(output or command.workdir, needed_bytes)
 
-    restored = checkpoints.restore(state_shape, step, belongs_to(command.workdir)) or (None, None)
+    restored = _restored(command, config, checkpoints, step, state_shape)
     _check_number_of_steps(command, config, restored[0])
     check_agreement([config, restored[0]], f"the config or the checkpoints in {command.workdir}")
     return Run(
@@ -346,6 +346,26 @@ def _open_checkpoints(
     if step in steps and asked != "best":
         return checkpoints, step
     return Checkpoints(folder / "best", keep=None, run=run), step
+
+
+def _restored(
+    command: Command,
+    config: Mapping[str, Any],
+    checkpoints: Checkpoints,
+    step: int | None,
+    state_shape: TrainState,
+) -> tuple[int | None, TrainState | None]:
+    """The step and state to go on with; None twice without a checkpoint."""
+    check = belongs_to(command.workdir)
+    for _ in range(ATTEMPTS):
+        try:
+            return checkpoints.restore(state_shape, step, check) or (None, None)
+        except ValueError:
+            if command.options.step != "best" or checkpoints.has(step):
+                raise
+        # Another process has found a better one meanwhile.
+        checkpoints, step = _open_checkpoints(command, config)
+    return checkpoints.restore(state_shape, step, check)
 
 
 def belongs_to(folder: Path) -> Check:

@@ -167,9 +167,10 @@ def draw(
         announce(f"continues from {len(shards.written)} of {len(shards)} shards")
     elif len(shards) > 1 and not shards.written:
         announce(f"writes {len(shards)} shards of {shards.bounds(0)[1]} to {shards.folder}")
-    collector = _Collector(run, shards)
+    in_memory: list[Part] = []
     with naming_step_size(run), workdir.keeping(shards.kept):
         for first, end in shards.missing():
+            collector = _Collector(run, shards, range(first, end), in_memory)
             # Draw the batches of an undisturbed run, so that the samples have the same bits.
             first = first // batch_size * batch_size
             end = min(-(-end // batch_size) * batch_size, number)
@@ -183,7 +184,7 @@ def draw(
             )
     if not is_first_process():
         return Drawn((), number, run.shape, labels, np.empty(0), None, None, 0.0)
-    parts = shards if len(shards) > 1 else collector.parts
+    parts = shards if len(shards) > 1 else in_memory
     return _drawn(run, parts, number, labels, time.monotonic() - begun)
 
 
@@ -208,13 +209,17 @@ def _drawn(
 class _Collector:
     """A callback of `sampling.sample` that makes parts of batches.
 
-    A set of one part is kept in memory, as `parts`; the parts of others are written as shards.
+    Args:
+        run: The run.
+        shards: Shards of the set, to which the parts are written if there are several.
+        wanted: The chains to collect, which fill whole parts; others are ignored.
+        in_memory: List to which the part of a set of one part is appended.
     """
 
-    def __init__(self, run: Run, shards: Shards):
+    def __init__(self, run: Run, shards: Shards, wanted: range, in_memory: list[Part]):
         self._run, self._shards = run, shards
+        self._wanted, self._in_memory = wanted, in_memory
         self._pieces: list[Trajectory] = []
-        self.parts: list[Part] = []
 
     def __call__(self, first: int, trajectory: Trajectory) -> dict[str, float]:
         shards, begin = self._shards, first
@@ -223,12 +228,12 @@ class _Collector:
             i = shards.containing(begin)
             part_end = shards.bounds(i)[1]
             upto = min(end, part_end)
-            if i not in shards.written:
+            if begin in self._wanted:
                 self._pieces.append(_cut(trajectory, begin - first, upto - first, begin))
                 if upto == part_end:
                     self._finish(i)
             begin = upto
-        return {"shards": len(shards.written)} if len(shards) > 1 else {}
+        return {"shards": float(len(shards.written))} if len(shards) > 1 else {}
 
     def _finish(self, i: int) -> None:
         """Makes a part of the pieces."""
@@ -243,7 +248,7 @@ class _Collector:
         if len(self._shards) > 1:
             self._shards.write(i, part)
         else:
-            self.parts.append(part)
+            self._in_memory.append(part)
 
 
 def _cut(trajectory: Trajectory, begin: int, end: int, chain: int) -> Trajectory:

@@ -8,7 +8,6 @@ that decide them and a checksum. Shards of other settings, or of other parameter
 
 import json
 import shutil
-import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,8 +25,6 @@ MOST_CHAINS = 1000
 """Largest number of chains in a shard."""
 MOST_BYTES = 64_000_000
 """Largest size of the samples in a shard."""
-DAMAGED = (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-"""Exceptions of numpy for files that are damaged, or no .npz."""
 
 
 class Part(NamedTuple):
@@ -55,7 +52,7 @@ def checksum(tree: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = np.ascontiguousarray(leaf)
         crc = zlib.crc32(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode(), crc)
-        crc = zlib.crc32(leaf.tobytes() if leaf.ndim == 0 else leaf.data.cast("B"), crc)
+        crc = zlib.crc32(leaf.reshape(-1).view(np.uint8), crc)
     return f"{crc:08x}"
 
 
@@ -99,7 +96,7 @@ class Shards:
         Of several processes, the first one looks for all.
 
         Raises:
-            OSError: If a damaged shard cannot be removed.
+            OSError: If a shard cannot be read, or a damaged one cannot be removed.
         """
         self.written = set()
         if is_first_process():
@@ -118,7 +115,9 @@ class Shards:
             try:
                 self.read(i)
                 self.written.add(i)
-            except DAMAGED as error:
+            except Exception as error:  # zipfile and numpy raise any kind at damaged files
+                if isinstance(error, OSError) and error.errno:
+                    raise  # The disk fails, and the shard may be sound.
                 announce(f"{self._file(i)} is damaged ({_first_line(error)}): draws it again")
                 self._file(i).unlink()
 
@@ -156,9 +155,9 @@ class Shards:
 
         Raises:
             ValueError: If it differs from its checksum, or belongs to another set.
-            OSError: If it cannot be read. Damaged archives raise other exceptions, `DAMAGED`.
+            OSError: If it cannot be read. Damaged archives raise exceptions of any kind.
         """
-        with np.load(self._file(i), allow_pickle=False) as file:
+        with self._file(i).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays.pop("crc")) != checksum(arrays):
             raise ValueError("it differs from its checksum")
@@ -177,9 +176,9 @@ class Shards:
         """A sentence about shards of another set in the folder; "" if there are none."""
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             try:
-                with np.load(path, allow_pickle=False) as file:
+                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                     stored = json.loads(str(file["identity"]))
-            except DAMAGED:
+            except Exception:  # It is damaged, and `find` will name it.
                 continue
             for name in dict.fromkeys([*self._identity, *stored]):
                 if stored.get(name) != self._identity.get(name):

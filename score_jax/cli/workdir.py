@@ -1,8 +1,8 @@
 """The folder of a run: how its files are written, read and named.
 
-config.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp  loss.png
+config.json  run.json  checkpoints/  best/  metrics.json  samples.npz  samples.png  chain.webp
 samples.shards/ (while many samples are drawn)
-preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
+loss.png  preview.png  events.out.*  evaluation.json  likelihood.json  inpainting.npz
 inpainting.png  interpolation.npz  interpolation.png  figure1.png  figure2.png  figure3.png
 neighbors.png  mixing.png  sampler.zip  provenance.json  report.html  quality.json
 diagnostics.json  moments.json  compare.json  compare.png

@@ -23,6 +23,7 @@ from score_jax.data.layout import (
     list_folder,
     open_archives,
 )
+from score_jax.data.retry import UnreachableError, retried
 
 
 class UnreadableImageError(ValueError):
@@ -75,6 +76,7 @@ def folder(
             if a transform is out of range.
         UnreadableImageError: If an image is damaged or has another shape than the first. The first
             image of each split is decoded here, all others on access.
+        UnreachableError: If an image cannot be read in several attempts.
     """
     root = os.path.expanduser(path or "")
     if not os.path.isdir(root):
@@ -159,6 +161,8 @@ def lazy_images(
     def decode_checked(position: int) -> np.ndarray:
         try:
             image = decode(position)
+        except UnreachableError:
+            raise
         except Exception as error:  # decoders raise exceptions of any kind at damaged data
             raise UnreadableImageError(
                 f"{name(position)} cannot be read ({error}): replace it, or remove it from the "
@@ -280,6 +284,7 @@ def _dataset(
         transform: Changes to each image when it is decoded.
     """
     check_transform(transform)
+    read = retried(read, name)
 
     def lazy(groups: dict[str, list[Any]], shape: tuple[int, int, int] | None) -> LazyImages:
         handles = [handle for group in groups.values() for handle in group]
