@@ -33,6 +33,7 @@ from score_jax.devices import (
 )
 from score_jax.noise import run_keys
 from score_jax.progress import Progress, announce
+from score_jax.reading import expanded
 from score_jax.training import Metrics, Trainer, TrainState
 
 
@@ -165,7 +166,7 @@ def fit(
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
     checkpoints = None
     if workdir is not None:
-        checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
+        checkpoints = Checkpoints(expanded(workdir) / "checkpoints", keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
     first = done = int(state.step)
@@ -331,7 +332,7 @@ class _KeepBest:
         measure = "held_out_loss"
         if best_by is not None:
             measure = getattr(best_by, "__name__", type(best_by).__name__)
-        folder = Path(workdir).expanduser() / "best"
+        folder = expanded(workdir) / "best"
         self._checkpoints = BestCheckpoints(folder, keep_best, measure)
         self._best_by = best_by
         self._eval_every = eval_every

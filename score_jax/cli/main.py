@@ -26,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_process = arguments is None
     try:
         # Everything else is imported after this, so that Ctrl-C is heard from the start.
-        from score_jax.cli import interrupts
+        from score_jax.cli import interrupts, streams
 
         if is_process:
+            streams.prepare()
             interrupts.exit_on_interrupt(EXIT_CODE_INTERRUPTED)
         from score_jax.cli.flags import parse
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refused("interrupted", EXIT_CODE_INTERRUPTED)
     except BrokenPipeError:
         # The reader of the output has gone, as in `score-jax --help | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.settle()
         return 1
     except FloatingPointError as error:
         return _refused(error, 1)
@@ -58,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refused(reason: Any, code: int = 2) -> int:
     """Prints one sentence."""
-    print(f"score-jax: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    from score_jax.cli import streams
+
+    streams.say(f"score-jax: {' '.join(str(reason).split())}")
+    streams.settle()
     return code
 
 

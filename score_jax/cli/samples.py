@@ -2,8 +2,6 @@
 
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ from score_jax.cli.settings import completed
 from score_jax.cli.table import WHOLE_CHAIN
 from score_jax.evaluation.diagnostics import diagnose, warnings_of
 from score_jax.progress import announce
+from score_jax.reading import load_arrays
 from score_jax.samplers.loop import Trajectory, snapshot_levels
 from score_jax.typing import Params
 
@@ -45,15 +44,17 @@ def saved_settings(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as content:
-            if "settings" in content.files:
-                return json.loads(str(content["settings"]))
-            # Earlier versions saved the config, and drew as many samples as it says.
-            config = completed(json.loads(str(content["config"])))
-            number = config["sampling"]["num_samples"]
-            step = int(content["step"])
-            return output_settings(config, step, NAMES, num_samples=number, label=None)
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        own = ("settings", "config", "step")
+        content = load_arrays(file, lambda names: [name for name in names if name in own])
+        if "settings" in content:
+            settings = json.loads(str(content["settings"]))
+            return settings if isinstance(settings, dict) else None
+        # Earlier versions saved the config, and drew as many samples as it says.
+        config = completed(json.loads(str(content["config"])))
+        number = config["sampling"]["num_samples"]
+        step = int(content["step"])
+        return output_settings(config, step, NAMES, num_samples=number, label=None)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from score_jax.cli import images, provenance, samples, workdir
 from score_jax.cli.flags import Command
@@ -25,6 +24,7 @@ from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, naming_step_size, open_run
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
+from score_jax.reading import load_arrays
 
 PREVIEWS = 36
 """Largest number of chains in a preview, six by six."""
@@ -94,8 +94,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     if saved == settings:
         announce(f"{file} holds this run's samples already")
         if not judged:
-            with np.load(file, allow_pickle=False) as content:
-                judge_final(run, content["samples"], num_steps, judge)
+            judge_final(run, load_arrays(file)["samples"], num_steps, judge)
     else:
         if saved is not None:
             announce(f"{file} was made with other settings, of step {saved['step']}: replaces it")

@@ -12,11 +12,11 @@ import json
 import os
 import shlex
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from score_jax.reading import load_arrays, read_regular
 
 _unfinished: set[Path] = set()
 
@@ -55,10 +55,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ValueError: If the file is not a JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        # A mark of the byte order, as some editors write it, is no part of the content.
+        text = read_regular(path).decode("utf-8-sig")
+        content = json.loads(text, object_pairs_hook=_without_repetition)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}): restore it from a copy, or choose another "
             "--workdir"
@@ -68,6 +70,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
             f"{path} must hold a JSON object, got {type(content).__name__}: restore it from a "
             "copy, or choose another --workdir"
         )
+    return content
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; raises a ValueError if a key occurs twice."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key!r} occurs twice")
+        content[key] = value
     return content
 
 
@@ -180,18 +192,15 @@ def _check_stem(name: str) -> None:
 
 def _difference(path: Path, settings: Mapping[str, Any]) -> str:
     """A sentence about the first setting in which an output differs; "" if it can be replaced."""
-    import numpy as np
-
     if not path.exists():
         return ""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            text = str(file["settings"]) if "settings" in file.files else ""
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        held = load_arrays(path, lambda names: [name for name in names if name == "settings"])
+    except (OSError, ValueError):
         return ""  # The file is damaged.
     try:
-        stored = json.loads(text)
-    except ValueError:
+        stored = json.loads(str(held.get("settings", "")))
+    except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
         return f"{path} does not say with which settings it was made"

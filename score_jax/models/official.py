@@ -9,7 +9,6 @@ import os
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import numpy as np
 
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
+from score_jax.reading import expanded, load_arrays, within
 from score_jax.typing import Params
 
 State = Mapping[str, np.ndarray]
@@ -168,11 +168,11 @@ def read_official(path: str | os.PathLike) -> Official:
         ValueError: If the file is corrupt or a pickle of anything but tensors, if an array is not
             finite, or if PyTorch is missing.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"path={str(path)!r} is not a file: it must name an official .pth, or an .npz of its "
-            "arrays"
+            f"path={str(path)!r} is not a file{within(path)}: it must name an official .pth, or "
+            "an .npz of its arrays"
         )
     if path.suffix == ".npz":
         state = _load_npz(path)
@@ -208,9 +208,8 @@ def _parts_of(content: Any) -> tuple[Any, Any, int]:
 
 def _load_npz(path: Path) -> State:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = load_arrays(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error})") from error
     return _to_arrays(arrays, path)
 
