@@ -17,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_jax.reading import expanded
+
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -27,7 +29,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int | None = 3):
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = expanded(folder).absolute()
         self._keep = keep
         self._manager: Any = None
         self._unusable: list[int] = []

@@ -83,26 +83,31 @@ def memory_bytes() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(num_bytes: int, need: str) -> None:
-    """Raises a ValueError if more bytes are needed than the machine has.
+def check_memory(
+    num_bytes: float, need: str, advice: str = "", memory: float | None = None
+) -> None:
+    """Raises a ValueError if more bytes are needed than there are.
 
     Args:
         num_bytes: Number of bytes, at least.
         need: Subject of the sentence, with its verb: "the batch needs".
+        advice: Clause that ends the sentence, ": choose ...".
+        memory: Number of bytes that there are; None for the memory of this machine.
     """
-    memory = memory_bytes()
+    memory = memory_bytes() if memory is None else memory
     if memory is not None and num_bytes > memory:
         raise ValueError(
-            f"{need} at least {gigabytes(num_bytes)}, but this machine has {gigabytes(memory)} of "
-            "memory"
+            f"{need} at least {gigabytes(num_bytes)}, but there are {gigabytes(memory)} of memory"
+            f"{advice}"
         )
 
 
-def gigabytes(num_bytes: int) -> str:
+def gigabytes(num_bytes: float) -> str:
     """A number of bytes in words."""
-    if num_bytes < 10**9:
-        return f"{num_bytes / 1e6:.1f} MB"
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes < 10**15 else f"{num_bytes / 1e12:.3g} TB"
+    for size, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"
 
 
 def open_regular(path: str | os.PathLike) -> BinaryIO:
@@ -205,6 +210,19 @@ def _checked_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     if member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         _check_ratio(member.file_size, member.compress_size)
     return member
+
+
+def check_archive(path: str | os.PathLike) -> None:
+    """Raises a ValueError if a zip archive claims more than it can hold or the memory can take.
+
+    A file that is no archive is not looked at.
+    """
+    with open_regular(path) as file:
+        if not zipfile.is_zipfile(file):
+            return
+        with zipfile.ZipFile(file) as archive:
+            found = [_checked_member(archive, name) for name in archive.namelist()]
+        check_memory(sum(member.file_size for member in found), "its content needs")
 
 
 def load_arrays(

@@ -1,4 +1,4 @@
-"""Standard streams that never end a run by themselves: closed, full, or unable to encode a name."""
+"""Standard streams that are closed, full, or cannot encode the name of a file."""
 
 import contextlib
 import os

@@ -92,7 +92,8 @@ def folder(
 
     passed, splits = PassedOver(), (train_split, held_out_split)
     entries = list_folder(root, splits, passed)
-    layout = arrange(entries, place, *splits)
+    with passed.explaining(root):
+        layout = arrange(entries, place, *splits)
     passed.add_others(entries, splits)
     return _noting(_dataset(layout, str, read_regular, transform), passed.sentence(root))
 
@@ -138,7 +139,8 @@ def zipped(
         with lock:
             return read_member(archives[number], inside)
 
-    layout = arrange(entries, place, *splits)
+    with passed.explaining(str(path)):
+        layout = arrange(entries, place, *splits)
     passed.add_others(entries, splits)
     return _noting(_dataset(layout, name, read, transform), passed.sentence(str(path)))
 

@@ -94,8 +94,9 @@ def _lazily(
             passed.add(FOREIGN, parts[-1])
         else:
             images.append(("/".join(parts), handle))
-    if not images:
-        raise ValueError(f"{file} holds no images (.png, .jpg or .jpeg)")
+    with passed.explaining(str(file)):
+        if not images:
+            raise ValueError(f"{file} holds no images (.png, .jpg or .jpeg)")
 
     def decode(position: int) -> np.ndarray:
         return decode_image(read(images[position][1]), transform)

@@ -8,6 +8,7 @@ The layout is one of
     image.png                  neither: one tenth of all images is held out
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -59,6 +60,17 @@ class PassedOver:
         for entry in inside:
             if entry.parts[-1] and not is_image(entry.parts[-1]):
                 self.add(FOREIGN, entry.parts[-1])
+
+    @contextlib.contextmanager
+    def explaining(self, root: str) -> Iterator[None]:
+        """Adds the sentence to an error, as what was passed over can be its reason."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            sentence = self.sentence(root)
+            if sentence is None:
+                raise
+            raise type(error)(f"{error}; {sentence}") from error
 
     def sentence(self, root: str) -> str | None:
         """One sentence with counts and some names; None if nothing was passed over."""
