@@ -223,8 +223,6 @@ def _unwrapped(content: Any) -> Any:
             return content
         names = (*WRAPPERS, *EMA)
         inner = [content[key] for key in names if isinstance(content.get(key), Mapping)]
-            content[key] for key in (*WRAPPERS, *EMA) if isinstance(content.get(key), Mapping)
-        ]
         if not inner:
             return content
         content = inner[0]
