@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -303,16 +304,16 @@ def state_shape(
             f"the network {name!r} takes images, but the data are points {list(shape)}: set "
             "config.model.name=mlp"
         )
-    # Shapes only: an example can be larger than the memory.
-    x = jax.ShapeDtypeStruct((1, *shape), jax.dtypes.canonicalize_dtype(float))
-    levels = (jax.ShapeDtypeStruct((1,), np.int32),) * (2 if conditional else 1)
+    x = jnp.zeros((1, *shape))
+    level = jnp.zeros(1, jnp.int32)
+    label = (level,) if conditional else ()
 
-    def init(x, level, *label):
+    def init():
         params = trainer.model.init(jax.random.key(0), x, level, *label)
         return trainer.init(params), trainer.model.apply(params, x, level, *label)
 
     with naming("model"):
-        state, score = jax.eval_shape(init, x, *levels)
+        state, score = jax.eval_shape(init)
     if score.shape != x.shape:
         raise ValueError(
             f"the network {name!r} returns {list(score.shape)} for examples {list(x.shape)}, but "

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from score_jax.evaluation.diagnostics import ChainObserver, DataMoments
 from score_jax.guidance import class_guidance, without_label
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
-from score_jax.reading import check_memory
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.sampling import takes_observer
 from score_jax.training import Trainer, TrainState
@@ -283,11 +281,9 @@ def open_run(
     state_shape = build.state_shape(trainer, config["model"]["name"], shape, conditional)
 
     # Room for the states, for samples and their pictures.
-    state_bytes = _num_bytes(state_shape)
-    _check_memory(command.mode, config, devices, shape, state_shape)
-    drawn = command.options.number if command.mode == "sample" else None
-    number = config["sampling"]["num_samples"] if drawn is None else drawn
-    sample_bytes = 4 * number * math.prod(shape)
+    leaves = jax.tree.leaves(state_shape)
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    sample_bytes = 4 * config["sampling"]["num_samples"] * int(np.prod(shape))
     needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
     workdir.check_writable(output or command.workdir, needed_bytes)
 
@@ -307,37 +303,6 @@ def open_run(
         state_shape=state_shape,
         step=restored[0],
         state=restored[1],
-    )
-
-
-def _num_bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _check_memory(
-    mode: str,
-    config: Mapping[str, Any],
-    devices: Sequence[jax.Device],
-    shape: tuple[int, ...],
-    state_shape: TrainState,
-) -> None:
-    """Raises a ValueError if not even the parameters and a batch fit into the memory."""
-    held = _num_bytes(state_shape if mode == "train" else state_shape.ema_params)
-    sizes = [config[section]["batch_size"] for section in MODES[mode].batches]
-    size = max(sizes, default=1)
-    batch = 4 * size * math.prod(shape)
-    memory = None
-    if devices[0].platform == "cpu":
-        needed = len(devices) * held + batch  # All devices share the memory of the machine.
-    else:
-        needed = held + batch // len(devices)
-        memory = (devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
-    check_memory(
-        needed,
-        f"a network of {_num_bytes(state_shape.params) // 4:,} parameters and a batch of {size} "
-        f"examples {list(shape)} need, on {described(devices)},",
-        ": choose a smaller network (config.model), config.data.size or batch_size",
-        memory,
     )
 
 
