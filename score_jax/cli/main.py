@@ -32,11 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             streams.prepare()
             interrupts.exit_on_interrupt(EXIT_CODE_INTERRUPTED)
         from score_jax.cli.flags import parse
+        from score_jax.cli.switches import check_switches
 
         command = parse(sys.argv[1:] if is_process else list(arguments))
         if command is None:
             sys.stdout.flush()
             return 0
+        check_switches()
         devices = choose_devices(command.config, command.devices, command.mode)
         _keep_compiled(command.cache)
         finished = _function(command.mode)(command, devices)
