@@ -8,6 +8,7 @@ the memory of the machine.
 import contextlib
 import glob
 import gzip
+import json
 import math
 import os
 import stat
@@ -152,6 +153,27 @@ def read_regular(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
     if max(size, len(data)) > limit:
         raise ValueError(f"it is larger than the {gigabytes(limit)} that are read of such a file")
     return data
+
+
+def parse_json(data: bytes) -> Any:
+    """The content of a JSON file in UTF-8, with or without a mark of the byte order.
+
+    Raises:
+        ValueError: If it is not valid, a key of an object occurs twice, or it is nested too deeply.
+    """
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_repetition)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key!r} occurs twice")
+        content[key] = value
+    return content
 
 
 def read_gzip(path: str | os.PathLike, header: int, claims: Callable[[bytes], int]) -> bytes:

@@ -46,10 +46,12 @@ def record(command: Command, devices: Sequence[jax.Device], name: str | None = N
         content = workdir.read_json(file) or {}
     except ValueError:
         content = {}  # The file is damaged.
+    samples = content.get("samples")
+    samples = samples if isinstance(samples, dict) else {}
     if name is None:
-        content = {**origin, "samples": content.get("samples", {})}
+        content = {**origin, "samples": samples}
     else:
-        content = {**content, "samples": {**content.get("samples", {}), name: origin}}
+        content = {**content, "samples": {**samples, name: origin}}
     workdir.write_json(file, content)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from score_jax.reading import load_arrays, read_regular
+from score_jax.reading import load_arrays, parse_json, read_regular
 
 _unfinished: set[Path] = set()
 
@@ -55,12 +55,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ValueError: If the file is not a JSON object.
     """
     try:
-        # A mark of the byte order, as some editors write it, is no part of the content.
-        text = read_regular(path).decode("utf-8-sig")
-        content = json.loads(text, object_pairs_hook=_without_repetition)
+        content = parse_json(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} is not valid JSON ({error}): restore it from a copy, or choose another "
             "--workdir"
@@ -70,16 +68,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
             f"{path} must hold a JSON object, got {type(content).__name__}: restore it from a "
             "copy, or choose another --workdir"
         )
-    return content
-
-
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises a ValueError if a key occurs twice."""
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content:
-            raise ValueError(f"the key {key!r} occurs twice")
-        content[key] = value
     return content
 
 
