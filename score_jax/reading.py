@@ -159,7 +159,7 @@ def parse_json(data: bytes) -> Any:
     """The content of a JSON file in UTF-8, with or without a mark of the byte order.
 
     Raises:
-        ValueError: If it is not valid, a key of an object occurs twice, or it is nested too deeply.
+        ValueError: If it is not valid, nested too deeply, or repeats a key of an object.
     """
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_repetition)
