@@ -84,26 +84,21 @@ def memory_bytes() -> int | None:
     return min(found, default=None)
 
 
-def check_memory(
-    num_bytes: float, need: str, advice: str = "", memory: float | None = None
-) -> None:
-    """Raises a ValueError if more bytes are needed than there are.
+def check_memory(num_bytes: int, need: str) -> None:
+    """Raises a ValueError if more bytes are needed than the machine has.
 
     Args:
         num_bytes: Number of bytes, at least.
         need: Subject of the sentence, with its verb: "the batch needs".
-        advice: Clause that ends the sentence, ": choose ...".
-        memory: Number of bytes that there are; None for the memory of this machine.
     """
-    memory = memory_bytes() if memory is None else memory
+    memory = memory_bytes()
     if memory is not None and num_bytes > memory:
         raise ValueError(
             f"{need} at least {gigabytes(num_bytes)}, but there are {gigabytes(memory)} of memory"
-            f"{advice}"
         )
 
 
-def gigabytes(num_bytes: float) -> str:
+def gigabytes(num_bytes: int) -> str:
     """A number of bytes in words."""
     for size, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if num_bytes >= size:

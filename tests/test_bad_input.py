@@ -11,27 +11,31 @@ import pickle
 import re
 import socket
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import runs
 from PIL import Image
 
-from score_jax.cli import masks, workdir
+from score_jax import exported
+from score_jax.cli import check_sampler, masks, switches, workdir
 from score_jax.cli.flags import parse
 from score_jax.cli.main import main
 from score_jax.data import files, image_sets, sources
 from score_jax.data.dataset import in_memory
 from score_jax.reading import listed
-from tests import runs
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A trained run of points and one of images, which tests copy nothing of and leave alone."""
+    """A trained run, which these tests do not change."""
     return runs.finished_perceptron(tmp_path_factory)
 
 
@@ -623,3 +627,81 @@ def test_the_home_folder_in_a_path_of_data(tmp_path, monkeypatch, name):
     arguments = [f"--{flag}=~/x" for flag in ("workdir", "cache")]
     command = parse([*arguments, "--config.data.source=npz", f"--config.data.path=~/{name}"])
     assert (command.workdir, command.cache) == (tmp_path / "x", str(tmp_path / "x"))
+
+
+# JAX's switches, streams, and what a sampler.zip holds
+
+
+@pytest.mark.parametrize(
+    ("switch", "value", "words"),
+    [
+        ("jax_disable_jit", True, "JAX_DISABLE_JIT=1 cannot be used here"),
+        ("jax_transfer_guard_host_to_device", "disallow", "moved to the devices implicitly"),
+        ("jax_numpy_dtype_promotion", "strict", "JAX_NUMPY_DTYPE_PROMOTION=strict cannot"),
+    ],
+)
+def test_switches_of_jax_that_nothing_runs_with(switch, value, words):
+    before = getattr(jax.config, switch)
+    jax.config.update(switch, value)
+    try:
+        with pytest.raises(ValueError, match=words):
+            switches.check_switches()
+    finally:
+        jax.config.update(switch, before)
+
+
+PROCESS = """
+import sys
+from score_jax.cli.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment", "code", "words"),
+    [
+        ("{run} --workdir=é/$(printf '\\377') --mode=sample", {}, 2, r"\\xe9/\\udcff"),
+        ("{run} --help >&- 2>&-", {}, 0, ""),
+        ("{run} --workdir=none --mode=sample >/dev/full 2>/dev/full", {}, 2, ""),
+        ("{run} --help >/dev/full", {"COLUMNS": "0"}, 2, "No space left on device"),
+        ("{run} --workdir=none --mode=sample", {"HOME": None, "COLUMNS": "0"}, 2, "no checkpoint"),
+        ("{run} --mode=train", {"JAX_PLATFORMS": "nonsense"}, 2, "JAX_PLATFORMS=nonsense gives"),
+    ],
+    ids=["ASCII only", "closed streams", "full streams", "full stdout", "no home", "no platform"],
+)
+def test_streams_and_environments(tmp_path, shell, environment, code, words):
+    """In processes of their own: no traceback, whatever the streams and the environment."""
+    given = runs.environment() | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"} | environment
+    given = {name: value for name, value in given.items() if value is not None}
+    program = f"'{sys.executable}' -c '{PROCESS}'"
+    done = subprocess.run(
+        ["sh", "-c", shell.replace("{run}", program)], cwd=tmp_path, env=given, capture_output=True
+    )
+    said = done.stderr.decode("ascii")
+    assert done.returncode == code, said
+    assert "Traceback" not in said
+    assert re.search(words, said), said
+
+
+def test_what_a_sampler_zip_holds_is_shown_without_running_it(tmp_path, capsys):
+    program = jax.export.export(jax.jit(lambda x: x + 1))(jax.ShapeDtypeStruct((), np.float32))
+    own = [
+        ("sampler.bin", bytes(program.serialize())),
+        ("exported.py", Path(exported.__file__).read_bytes()),
+        ("sampler.json", b"{}"),
+    ]
+    assert check_sampler.main([str(archive(tmp_path / "good.zip", own))]) == 0
+    assert capsys.readouterr().out.endswith("nothing unusual\n")
+
+    hostile = [
+        ("sampler.bin", own[0][1]),
+        ("exported.py", b"raise SystemExit('ran')"),
+        ("sitecustomize.py", b"raise SystemExit('ran')"),
+    ]
+    assert check_sampler.main([str(archive(tmp_path / "bad.zip", hostile))]) == 1
+    said = capsys.readouterr().out
+    assert "sitecustomize.py is no member that --mode=export writes" in said
+    assert "exported.py differs" in said
+    assert check_sampler.main([str(tmp_path / "none.zip")]) == 2
+    with pytest.raises(ValueError, match="cannot be read as an exported sampler"):
+        exported.load_sampler(patched(archive(tmp_path / "bomb.zip", own[:1]), "size", 2**32 - 2))

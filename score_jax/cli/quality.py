@@ -4,6 +4,7 @@ quality.json holds one entry for each file of samples, kind of features and refe
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,7 +232,7 @@ def read_samples(
         raise ValueError(f"--{flag}={path} holds {len(x)} examples, but needs at least {FEWEST}")
     if getattr(x, "note", None):
         announce(x.note)
-    check_memory(8 * int(np.prod(x.shape, dtype=np.float64)), f"--{flag}={path} needs")
+    check_memory(8 * math.prod(x.shape), f"--{flag}={path} needs")
     x = np.asarray(x[:])
     if x.dtype == np.uint8:
         return x.astype(np.float32) / 255
