@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 LARGEST_FILE = 2**30
 """Largest encoded image or JSON file that is read, in bytes."""
 DEFLATE_RATIO = 1032
@@ -244,7 +242,7 @@ def check_archive(path: str | os.PathLike) -> None:
 
 def load_arrays(
     path: str | os.PathLike, choose: Callable[[list[str]], Sequence[str]] = list
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Arrays of an .npz file by name, or the array of an .npy file by the name `NPY`.
 
     Args:
@@ -263,7 +261,7 @@ def load_arrays(
                 file.seek(0)
                 _check_array(file, os.fstat(file.fileno()).st_size)
                 file.seek(0)
-                return {NPY: np.lib.format.read_array(file, allow_pickle=False)}
+                return {NPY: _read_array(file)}
             with zipfile.ZipFile(file) as archive:
                 names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
                 return {name: _member_array(archive, f"{name}.npy") for name in choose(names)}
@@ -273,21 +271,28 @@ def load_arrays(
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _member_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _member_array(archive: zipfile.ZipFile, name: str) -> Any:
     member = _checked_member(archive, name)
     try:
         with archive.open(member) as stream:
             _check_array(stream, member.file_size)
         with archive.open(member) as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
+            return _read_array(stream)
     except ValueError as error:
         raise ValueError(f"{name[:-4]}: {error}") from error
 
 
+def _read_array(stream: Any) -> Any:
+    from numpy.lib.format import read_array  # Slow to import, and not needed by --help.
+
+    return read_array(stream, allow_pickle=False)
+
+
 def _check_array(stream: Any, size: int) -> None:
     """Reads the header of an array and raises a ValueError if it claims what cannot be read."""
-    version = np.lib.format.read_magic(stream)
-    headers = np.lib.format
+    from numpy.lib import format as headers
+
+    version = headers.read_magic(stream)
     # Version 3 is version 2 with another encoding of names.
     read = headers.read_array_header_1_0 if version < (2, 0) else headers.read_array_header_2_0
     shape, _, dtype = read(stream)

@@ -32,13 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             streams.prepare()
             interrupts.exit_on_interrupt(EXIT_CODE_INTERRUPTED)
         from score_jax.cli.flags import parse
-        from score_jax.cli.switches import check_switches
 
         command = parse(sys.argv[1:] if is_process else list(arguments))
         if command is None:
             sys.stdout.flush()
             return 0
-        check_switches()
+        _check_switches()
         devices = choose_devices(command.config, command.devices, command.mode)
         _keep_compiled(command.cache)
         finished = _function(command.mode)(command, devices)
@@ -76,6 +75,12 @@ def _function(mode: str) -> Callable[[Any, Sequence[Any]], bool]:
 
     module, _, name = MODES[mode].function.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _check_switches() -> None:
+    from score_jax.cli.switches import check_switches
+
+    check_switches()
 
 
 def _keep_compiled(folder: str | None) -> None:
