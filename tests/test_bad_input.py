@@ -693,6 +693,17 @@ def test_what_a_sampler_zip_holds_is_shown_without_running_it(tmp_path, capsys):
     assert check_sampler.main([str(archive(tmp_path / "good.zip", own))]) == 0
     assert capsys.readouterr().out.endswith("nothing unusual\n")
 
+    # The commands of docs/security.md, in processes of their own.
+    page = (runs.ROOT / "docs" / "security.md").read_text()
+    (tmp_path / "good.zip").rename(tmp_path / "sampler.zip")
+    for block in re.findall("```bash\n(.*?)```", page, re.DOTALL):
+        script = "set -e; python() { nice " + f"'{sys.executable}' " + '"$@"; }\n' + block
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=tmp_path, env=runs.environment(), capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exported_of_zip.py").read_bytes() == own[1][1]
+
     hostile = [
         ("sampler.bin", own[0][1]),
         ("exported.py", b"raise SystemExit('ran')"),
