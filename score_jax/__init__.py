@@ -32,6 +32,7 @@ or `sj.NCSN` are imported when they are first used.
                    samples in the features of a classifier or Inception; diagnostics of chains;
                    log densities; nearest neighbours
     progress       the line that shows how far a loop is
+    reading        files of unknown origin, within bounds of size
     cli            the command `score-jax`
 
 Two values cross every border: a score function `(x, level) -> score` and `sigmas`, the decreasing

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_jax.reading import expanded
 from score_jax.records import (
     HIDDEN,
     RunIdentity,
@@ -49,7 +50,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int | None = 3, run: RunIdentity | None = None):
-        self.folder = Path(folder).expanduser().absolute()
+        self.folder = expanded(folder).absolute()
         self._keep = keep
         self._run = run
         self._manager: Any = None

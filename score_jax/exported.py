@@ -29,6 +29,9 @@ import jax
 import jax.export
 import numpy as np
 
+FILES = ("sampler.bin", "parameters.npz", "labels.npy", "sampler.json")
+"""The files in a sampler.zip that `load_sampler` reads."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -135,7 +138,7 @@ def load_sampler(path: str | os.PathLike) -> Sampler:
     path = os.path.expanduser(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            content = {name: archive.read(name) for name in archive.namelist()}
+            content = {name: _read(archive, name) for name in FILES if name in archive.namelist()}
         return _sampler_from(content)
     except FileNotFoundError as error:
         raise FileNotFoundError(
@@ -149,6 +152,14 @@ def load_sampler(path: str | os.PathLike) -> Sampler:
             f"path={path!r} cannot be read as an exported sampler ({type(error).__name__}: "
             f"{error}): copy or export it again"
         ) from error
+
+
+def _read(archive: zipfile.ZipFile, name: str) -> bytes:
+    """One file in an archive; a ValueError if it claims more than deflate can expand to."""
+    member = archive.getinfo(name)
+    if member.file_size > 1032 * (member.compress_size + 64):
+        raise ValueError(f"{name} claims {member.file_size} bytes, but holds few")
+    return archive.read(name)
 
 
 def _sampler_from(content: dict[str, bytes]) -> Sampler:

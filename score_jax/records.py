@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_jax.reading import expanded
+
 HIDDEN = ("crc", "stored")
 """Names in the metadata of a checkpoint that are its record's own."""
 
@@ -31,7 +33,7 @@ class RunIdentity:
     """
 
     def __init__(self, workdir: str | Path):
-        self.file = Path(workdir).expanduser().absolute() / "run.json"
+        self.file = expanded(workdir).absolute() / "run.json"
         self.seen: str | None = None
         self._known: tuple[str, int] | None = None
 

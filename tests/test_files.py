@@ -95,9 +95,9 @@ def test_a_folder_without_classes_has_no_labels(tmp_path):
 def test_splits_may_have_any_name_and_other_splits_do_not_matter(tmp_path):
     truth = write_images(tmp_path, {"a": {"x": 2}, "b": {"x": 1}, "c": {"y": 1}})
     (tmp_path / "d" / "deeper" / "still").mkdir(parents=True)
-    assert_holds(
-        load(tmp_path, train="b", held_out="a"), {"train": truth["b"], "test": truth["a"]}
-    )
+    data = load(tmp_path, train="b", held_out="a")
+    assert data.note == f"{tmp_path}: passed over 2 beside the splits (c, d)"
+    assert_holds(data._replace(note=None), {"train": truth["b"], "test": truth["a"]})
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):
@@ -112,8 +112,11 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text("no image")
-    assert_holds(load(tmp_path), truth)
-    assert_holds(load(zip_folder(tmp_path, tmp_path.parent / "hidden.zip")), truth)
+    for path in (tmp_path, zip_folder(tmp_path, tmp_path.parent / "hidden.zip")):
+        data = load(path)
+        assert data.note.startswith(f"{path}: passed over 4 hidden or an archiver's own (")
+        assert data.note.endswith(", 2 not .png, .jpg or .jpeg (Thumbs.db, note.txt)")
+        assert_holds(data._replace(note=None), truth)
 
 
 def test_jpegs_of_either_spelling_are_read(tmp_path):
@@ -182,7 +185,7 @@ def test_images_without_splits_are_split_by_a_fixed_permutation(tmp_path, above)
         assert (len(data.held_out), data[3:6]) == (3, (None, None, None))
         assert data.note == (
             f"{path} has no folders train and test: 27 images to train on, 3 held out, chosen by "
-            "a fixed permutation"
+            f"a fixed permutation; {path}: passed over 1 not .png, .jpg or .jpeg (note.txt)"
         )
 
 
@@ -236,7 +239,7 @@ def test_paths_may_begin_at_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in ("~/files", "~/x.zip", "~/x.zip, ~/x.zip", "~/?.zip"):
         assert_holds(load(path), truth)
-    with pytest.raises(FileNotFoundError, match=r"there is no file '~/none\.zip'"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file '/.*/none\.zip'"):
         load("~/x.zip, ~/none.zip")
     with pytest.raises(FileNotFoundError, match="path='~/none' is not a folder"):
         load("~/none")
@@ -336,8 +339,8 @@ def test_damaged_exif_data_are_ignored(tmp_path):
 @pytest.mark.parametrize(
     ("transform", "words"),
     [
-        (ImageTransform(crop=0), "crop=0 must be at least 1, or None"),
-        (ImageTransform(size=-1), "size=-1 must be at least 1, or None"),
+        (ImageTransform(crop=0), "crop=0 must be from 1 to 8192 pixels, or None"),
+        (ImageTransform(size=-1), "size=-1 must be from 1 to 8192 pixels, or None"),
         (ImageTransform(channels=2), "channels=2 must be 1 or 3, or None"),
     ],
 )

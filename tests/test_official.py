@@ -224,7 +224,7 @@ def test_bfloat16_tensors_and_trainable_ones_are_read(torch, tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("key", ["state_dict", "model"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "ema", "net"])
 def test_a_state_dict_under_a_key_is_read(torch, tmp_path, key):
     state = golden("ncsn_mnist_ngf8")["param"]
     content = {"epoch": 3, "step": 1234, "optimizer": {}, key: tensors(torch, state)}

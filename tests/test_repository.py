@@ -19,7 +19,8 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 
 # A module imports modules of earlier lines only.
 LAYERS = [
-    ["typing", "progress", "exported", "data.dataset", "data.stream", "data.retry", "records"],
+    ["typing", "progress", "exported", "reading"],
+    ["data.dataset", "data.stream", "data.retry", "records"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint", "evaluation.metrics"],
     ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],
     ["network", "devices", "analytic"],

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from score_jax.cli.workdir import try_to_write
+from score_jax.reading import expanded
 
 MAX_BYTES = 2_000_000_000
 VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -29,11 +30,13 @@ def keep_compiled(folder: str | None) -> None:
     if folder is None:
         user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = os.path.join(user_cache, "score_jax")
+        if not os.path.isabs(folder):
+            folder = ""  # A user without a home folder
     if not folder:
         jax.config.update("jax_compilation_cache_dir", None)
         return
 
-    path = Path(folder).expanduser().absolute()
+    path = expanded(folder).absolute()
     try:
         _make_room(path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from score_jax.likelihood import bits_per_dimension
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.losses.ssm import annealed_ssm
 from score_jax.progress import announce
+from score_jax.reading import listed
 
 MEANINGS = {
     "dsm": "denoising score matching, sum over {dimension} dimensions",
@@ -101,7 +103,7 @@ def run_folders(workdirs: str | None) -> list[str]:
     Raises:
         ValueError: If there are fewer than two, too many, or one is listed twice.
     """
-    folders = [folder for folder in (workdirs or "").split(",") if folder]
+    folders = listed(workdirs or "", os.path.isdir)
     if len(folders) < 2:
         given = f"--workdirs={workdirs} is one run" if folders else "--workdirs is missing"
         raise ValueError(f"{given}, but --mode=compare needs two or more: --workdirs=a,b")

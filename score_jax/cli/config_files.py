@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from score_jax.cli.settings import plain
+from score_jax.reading import expanded
 
 
 def config_folder() -> Path:
@@ -52,8 +53,8 @@ def load_config(name: str) -> dict[str, Any]:
 
 def _find_config(path: Path) -> Path:
     """The file of a config: a path, or the name of a published one with or without `.py`."""
-    if path.suffix == ".py" and path.expanduser().is_file():
-        return path.expanduser()
+    if path.suffix == ".py" and expanded(path).is_file():
+        return expanded(path)
     if path.suffix in ("", ".py") and path.parent in (Path(), Path("configs")):
         published = config_folder() / f"{path.stem}.py"
         if published.is_file():

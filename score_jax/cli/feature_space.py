@@ -3,8 +3,6 @@
 import functools
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +26,7 @@ from score_jax.evaluation.classifier import (
 from score_jax.evaluation.features import extract, flat_pixels
 from score_jax.evaluation.metrics import Outputs
 from score_jax.progress import announce
+from score_jax.reading import load_arrays
 
 FEATURES = {
     "classifier": "score_jax.evaluation.classifier:classifier_features",
@@ -252,10 +251,10 @@ def _read_classifier(
     if not file.is_file():
         return None
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
-            facts = json.loads(str(content["facts"]))
-            leaves = [content[str(i)] for i in range(len(content.files) - 1)]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        content = load_arrays(file)
+        facts = json.loads(str(content["facts"]))
+        leaves = [content[str(i)] for i in range(len(content) - 1)]
+    except (OSError, KeyError, ValueError, RecursionError):
         return None
     like = jax.eval_shape(functools.partial(initial_classifier, shape, num_classes))
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(like)]:

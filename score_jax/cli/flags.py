@@ -26,6 +26,7 @@ from score_jax.cli.table import (
     is_own,
     written,
 )
+from score_jax.reading import listed, matching_files
 
 DEFAULT_CONFIG = "digits"
 PATHS = (
@@ -159,10 +160,8 @@ def _translated(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     folders = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments[1:]))
     for folder in folders:
-        if "," in folder or not folder:
-            raise ValueError(
-                f"report {folder!r}: the name of a folder cannot be empty or contain a comma"
-            )
+        if not folder or ("," in folder and not os.path.isdir(os.path.expanduser(folder))):
+            raise ValueError(f"report {folder!r}: there is no such folder")
     listed = [f"--workdirs={','.join(folders)}"] if folders else []
     return ["--mode=report", *listed, *arguments[1 + len(folders) :]]
 
@@ -241,10 +240,10 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
     for name in PATHS:
         if values[name].value:
             values[name].value = os.path.expanduser(values[name].value)
-    for name in ("image", "workdirs"):
+    for name, exists in (("image", matching_files), ("workdirs", os.path.isdir)):
         if values[name].value:
-            paths = values[name].value.split(",")
-            values[name].value = ",".join(os.path.expanduser(path) for path in paths)
+            paths = listed(values[name].value, exists)
+            values[name].value = ",".join(paths) or values[name].value
     return values
 
 

@@ -33,7 +33,7 @@ def config_for(checkpoint: str) -> str:
         FileNotFoundError: If there is none.
     """
     state = _read(checkpoint).state
-    shapes = {name.removeprefix("module."): np.shape(value) for name, value in state.items()}
+    shapes = {name: np.shape(value) for name, value in state.items()}
     if "sigmas" not in shapes:
         first_kernel = shapes.get("begin_conv.weight", ())
         return "mnist" if first_kernel[1:2] == (1,) else "cifar10"

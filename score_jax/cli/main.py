@@ -37,9 +37,10 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
     """Parses, runs a mode and prints one sentence for an error; the exit code."""
     try:
         # Everything else is imported after this, so that signals are heard from the start.
-        from score_jax.cli import interrupts
+        from score_jax.cli import interrupts, streams
 
         if is_process:
+            streams.prepare()
             interrupts.exit_on_signals()
     except KeyboardInterrupt:
         return _refused("interrupted", EXIT_CODE_INTERRUPTED)
@@ -50,6 +51,7 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         if command is None:
             sys.stdout.flush()
             return 0
+        _check_switches()
         group = _join(command)
         devices = choose_devices(command.config, command.devices, command.mode, group)
         _keep_compiled(command.cache)
@@ -62,7 +64,7 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         return interrupts.exit_code(stopped.number)
     except BrokenPipeError:
         # The reader of the output has gone, as in `score-jax --help | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.settle()
         return 1
     except FloatingPointError as error:
         return _refused(error, 1)
@@ -86,7 +88,10 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
 
 def _refused(reason: Any, code: int = 2) -> int:
     """Prints one sentence."""
-    print(f"score-jax: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+    from score_jax.cli import streams
+
+    streams.say(f"score-jax: {' '.join(str(reason).split())}")
+    streams.settle()
     return code
 
 
@@ -123,6 +128,12 @@ def _function(mode: str) -> Callable[[Any, Sequence[Any]], Any]:
 
     module, _, name = MODES[mode].function.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _check_switches() -> None:
+    from score_jax.cli.switches import check_switches
+
+    check_switches()
 
 
 def _keep_compiled(folder: str | None) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from score_jax.data.files import AS_STORED, ImageTransform, decode_image, read_image
+from score_jax.data.files import AS_STORED, FORMATS, ImageTransform, decode_image, read_image
+from score_jax.reading import expanded, read_regular
 
 SIDES = {
     "right": (slice(None), slice(1, None)),
@@ -74,7 +75,7 @@ def read_mask_file(mask: str, flag: str = "--mask=") -> np.ndarray:
         ValueError: If the file is not an image.
         FileNotFoundError: If there is no such file.
     """
-    path = Path(mask).expanduser()
+    path = expanded(mask)
     if not path.is_file():
         raise FileNotFoundError(f"{flag}{mask} is neither a file nor one of {', '.join(MASKS)}")
     values = read_image(path, ImageTransform(channels=1))[..., 0]
@@ -93,7 +94,7 @@ def _opaque(path: Path) -> np.ndarray | None:
     """Pixels of an image file that are more opaque than transparent; None without transparency."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(read_regular(path)), formats=FORMATS) as image:
         if "A" not in image.getbands() and "transparency" not in image.info:
             return None
         alpha = ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A")

@@ -28,6 +28,7 @@ from score_jax.cli.quality import (
 from score_jax.cli.settings import validate
 from score_jax.data.dataset import spread_index
 from score_jax.progress import announce
+from score_jax.reading import load_arrays
 
 KEPT = 10_000
 """Largest number of examples whose features a file of statistics holds."""
@@ -90,8 +91,7 @@ def _step_of(path: str) -> int | None:
     """The training step of the network that drew the samples of a file, if it says so."""
     if not path.endswith(".npz"):
         return None
-    with np.load(path, allow_pickle=False) as content:
-        step = content["step"] if "step" in content.files else None
+    step = load_arrays(path, lambda names: [name for name in names if name == "step"]).get("step")
     whole = step is not None and step.shape == () and step.dtype.kind in "iu"
     return int(step) if whole else None
 

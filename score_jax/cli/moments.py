@@ -52,6 +52,24 @@ def _read(path: Path) -> DataMoments | None:
     content = workdir.read_json(path)
     if content is None:
         return None
-    if content.get("eigenvalues") is not None:
-        content["eigenvalues"] = np.asarray(content["eigenvalues"], np.float64)
-    return DataMoments(**{name: content.get(name) for name in DataMoments._fields})
+    try:
+        found = {name: content.get(name) for name in DataMoments._fields}
+        for name in ("center", "square", "low", "high"):
+            if found[name] is not None or name in ("center", "square"):
+                found[name] = _finite(found[name], 0)
+        if found["eigenvalues"] is not None:
+            found["eigenvalues"] = _finite(found["eigenvalues"], 1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{path} does not hold the moments of data ({error}): restore it from a copy, or move "
+            "it away and sample without diagnostics"
+        ) from error
+    return DataMoments(**found)
+
+
+def _finite(value: Any, axes: int) -> Any:
+    """A number, or a float64 vector, that is finite; raises a ValueError for anything else."""
+    array = np.asarray(value, np.float64)
+    if array.ndim != axes or isinstance(value, str) or not np.isfinite(array).all():
+        raise ValueError(f"{value!r} is not {'a number' if axes == 0 else 'a list of numbers'}")
+    return array if axes else float(array)

@@ -1,8 +1,6 @@
 """The images that a mode completes or restores: the user's own, or held-out ones."""
 
-import glob
 import json
-import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ from score_jax.cli.names import naming
 from score_jax.cli.run import Run
 from score_jax.data.files import AS_STORED, ImageTransform, read_image
 from score_jax.data.transforms import unit_scale
+from score_jax.reading import listed, matching_files
 
 NUMBER = 8
 """Default number of images, and of completions of each."""
@@ -68,9 +67,8 @@ def read_originals(run: Run, options: Options) -> Originals:
     if options.mask not in (None, *MASKS):
         known = read_mask_file(options.mask)
     pixels = []
-    for pattern in options.image.split(","):
-        pattern = os.path.expanduser(pattern.strip())
-        paths = sorted(glob.glob(pattern)) or [pattern]
+    for pattern in listed(options.image, matching_files) or [options.image]:
+        paths = matching_files(pattern) or [pattern]
         pixels += [_read_original(run, path, known, options.mask) for path in paths]
     return Originals(unit_scale(np.stack(pixels), 256, dequantized), None)
 

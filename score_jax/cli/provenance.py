@@ -48,10 +48,11 @@ def record(command: Command, devices: Sequence[jax.Device], name: str | None = N
             content = workdir.read_json(file) or {}
         except ValueError:
             content = {}  # The file is damaged.
+        entries = _samples_in(content)
         if name is None:
-            content = {**origin, "samples": content.get("samples", {})}
+            content = {**origin, "samples": entries}
         else:
-            content = {**content, "samples": {**content.get("samples", {}), name: origin}}
+            content = {**content, "samples": {**entries, name: origin}}
         workdir.write_json(file, content)
 
 
@@ -75,7 +76,12 @@ def _samples(folder: Path) -> dict[str, Any]:
         content = workdir.read_json(Path(folder) / "provenance.json") or {}
     except ValueError:
         return {}
-    entries = content.get("samples", {})
+    return _samples_in(content)
+
+
+def _samples_in(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry "samples" of provenance.json; empty if it has another shape."""
+    entries = content.get("samples")
     return entries if isinstance(entries, dict) else {}
 
 

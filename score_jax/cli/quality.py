@@ -4,8 +4,7 @@ quality.json holds one entry for each file of samples, kind of features and refe
 """
 
 import dataclasses
-import zipfile
-import zlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from score_jax.data.files import ImageTransform
 from score_jax.data.image_sets import read_images
 from score_jax.evaluation.metrics import Estimate, Moments, Outputs, moments, sample_metrics
 from score_jax.progress import announce
+from score_jax.reading import check_memory, load_arrays
 
 SPLITS = ("held_out", "train")
 HIGHER = ("precision", "recall", "density", "coverage", "inception_score", "is_")
@@ -171,10 +171,8 @@ def _read_reference(
     file = Path(path)
     if file.suffix == ".npz" and file.is_file():
         try:
-            with np.load(file, allow_pickle=False) as content:
-                known = {"mu", "sigma"} <= set(content.files)
-                arrays = {key: content[key] for key in content.files} if known else {}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            arrays = load_arrays(file, lambda names: names if {"mu", "sigma"} <= {*names} else [])
+        except (OSError, ValueError) as error:
             raise ValueError(f"--reference={path} cannot be read ({error})") from error
         if arrays:
             return _from_statistics(path, arrays, space)
@@ -232,6 +230,9 @@ def read_samples(
         )
     if len(x) < FEWEST:
         raise ValueError(f"--{flag}={path} holds {len(x)} examples, but needs at least {FEWEST}")
+    if getattr(x, "note", None):
+        announce(x.note)
+    check_memory(8 * math.prod(x.shape), f"--{flag}={path} needs")
     x = np.asarray(x[:])
     if x.dtype == np.uint8:
         return x.astype(np.float32) / 255

@@ -6,6 +6,7 @@ no checkpoint and compiles nothing.
 
 import functools
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from score_jax.cli.report_data import Part, RunReport, config_rows, read_run
 from score_jax.cli.report_files import shared_axes
 from score_jax.data.dataset import Dataset
 from score_jax.progress import announce
+from score_jax.reading import listed
 
 NO_PART = Part()
 
@@ -33,8 +35,8 @@ def report_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         ValueError: If a file of a run is damaged such that nothing can be shown.
         OSError: If a folder holds no run, or the file cannot be written.
     """
-    listed = command.options.workdirs
-    folders = [Path(each.strip()) for each in listed.split(",") if each.strip()] if listed else []
+    text = command.options.workdirs
+    folders = [Path(each) for each in listed(text or "", os.path.isdir)]
     if len(folders) > 1:
         runs = [read_run(folder, f"r{place}") for place, folder in enumerate(folders)]
         folder = Path(command.workdir)

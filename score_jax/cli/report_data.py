@@ -14,7 +14,7 @@ from score_jax.cli.provenance import nearest_config
 from score_jax.cli.report_images import BROKEN, MissingError, read_samples
 from score_jax.cli.report_neighbors import find_neighbors
 from score_jax.cli.report_restorations import read_restorations
-from score_jax.cli.settings import completed, flatten
+from score_jax.cli.settings import completed, flatten, validate
 from score_jax.cli.table import SECTIONS, SETTINGS, written
 from score_jax.data.dataset import Dataset
 
@@ -122,6 +122,7 @@ def read_run(
             "or train one first"
         )
     config = completed(saved if config is None else config)
+    validate(config)
     samples = part(read_samples, folder)
     neighbors = Part(missing="Nearest training examples need samples.")
     if samples.content:

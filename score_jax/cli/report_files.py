@@ -28,6 +28,36 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
+def measured(value: Any) -> float:
+    """A number of a file that cannot be missing.
+
+    Raises:
+        ValueError: If it is not a number.
+    """
+    found = number(value)
+    if found is None:
+        raise ValueError("a number is missing")
+    return found
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of a file; None stands for itself.
+
+    Raises:
+        ValueError: If it is not a whole number, or too large for any count.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
+        raise ValueError("not a whole number")
+    return value
+
+
+def text(value: Any) -> str | None:
+    """A text of a file; None stands for itself."""
+    return None if value is None else str(value)
+
+
 def sentences(value: Any) -> list[str]:
     """A list of sentences.
 
@@ -46,7 +76,7 @@ def training(content: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
         ("training", "train_loss", "main"),
         ("held out", "held_out_loss", "second"),
     ):
-        points = [Point(number(step), number(loss)) for step, loss in content.get(key, ())]
+        points = [Point(measured(step), measured(loss)) for step, loss in content.get(key, ())]
         if points:
             series.append(Series(name, key, averaged(points), style))
             last[key] = points[-1]
@@ -77,7 +107,7 @@ def levels(content: Mapping[str, Any]) -> dict[str, Any]:
     """The loss per noise level of evaluation.json."""
     rows = content["levels"]
     points = [
-        Point(number(row["sigma"]), number(row["loss"]), number(row.get("standard_error")))
+        Point(measured(row["sigma"]), measured(row["loss"]), number(row.get("standard_error")))
         for row in rows
     ]
     chart = Chart(
@@ -90,8 +120,8 @@ def levels(content: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "chart": chart,
-        "step": content.get("step"),
-        "examples": content.get("examples"),
+        "step": whole(content.get("step")),
+        "examples": whole(content.get("examples")),
         "held_out": (
             number(content["held_out_loss"]),
             number(content.get("held_out_loss_error")),
@@ -108,7 +138,7 @@ def _reach(points: Sequence[Point]) -> list[float]:
 def _curve(rows: Sequence[Mapping[str, Any]], key: str, name: str, style: str) -> Series:
     """One quantity of each level against sigma, without levels where it is missing."""
     points = [
-        Point(number(row["sigma"]), number(row[key]), number(row.get(f"{key}_error")))
+        Point(measured(row["sigma"]), measured(row[key]), number(row.get(f"{key}_error")))
         for row in rows
         if row.get(key) is not None
     ]
@@ -277,7 +307,8 @@ def diagnostics(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "charts": [chart for chart in charts if chart],
         "warnings": sentences(content.get("warnings", [])),
-        **{key: content.get(key) for key in ("samples", "sampler", "step", "number")},
+        **{key: text(content.get(key)) for key in ("samples", "sampler")},
+        **{key: whole(content.get(key)) for key in ("step", "number")},
     }
 
 

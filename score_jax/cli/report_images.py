@@ -6,8 +6,6 @@ An image becomes a data URI, the bytes of a PNG or WebP file, so that the report
 import base64
 import io
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from score_jax.cli import workdir
+from score_jax.reading import load_arrays
 
 SHOWN = 100
 """Largest number of samples in a report."""
@@ -24,7 +23,7 @@ CELL = 64
 """Largest height and width of a sample in a sprite, in pixels; larger images are reduced."""
 LOSSLESS_BYTES = 60_000
 """Size up to which an image is stored without loss."""
-BROKEN = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
 """Errors for files that are damaged or not of the expected form."""
 
 
@@ -106,9 +105,7 @@ def read_samples(folder: Path) -> Samples:
     if not file.is_file():
         raise MissingError("samples.npz is missing: no samples have been drawn.", command)
     try:
-        with np.load(file, allow_pickle=False) as content:
-            held = {name: content[name] for name in content.files}
-        return _samples(held)
+        return _samples(load_arrays(file))
     except BROKEN as error:
         raise MissingError(
             f"samples.npz cannot be read ({type(error).__name__}): draw the samples again.",

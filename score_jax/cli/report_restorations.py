@@ -11,6 +11,8 @@ from PIL import Image
 
 from score_jax.cli import workdir
 from score_jax.cli.report_images import BROKEN, MissingError, image_uri
+from score_jax.data.files import FORMATS
+from score_jax.reading import load_arrays
 
 PIXELS = 1000
 """Largest width of a picture."""
@@ -56,9 +58,9 @@ def read_restorations(folder: Path) -> list[Restoration]:
     found = []
     for file in files:
         try:
-            with np.load(file, allow_pickle=False) as content:
-                if "settings" in content.files and {"completions", "misfit"} & {*content.files}:
-                    found.append(_restoration(file, {n: content[n] for n in content.files}))
+            held = load_arrays(file, _if_restored)
+            if held:
+                found.append(_restoration(file, held))
         except BROKEN:
             continue  # Damaged, or another kind of file.
         if len(found) == NUMBER:
@@ -69,6 +71,11 @@ def read_restorations(folder: Path) -> list[Restoration]:
             workdir.command_line("--workdir", folder, "--mode=restore", "--task=superresolve:2"),
         )
     return found
+
+
+def _if_restored(names: list[str]) -> list[str]:
+    """All names of a file of restored or completed images; none of another file."""
+    return names if "settings" in names and {"completions", "misfit"} & {*names} else []
 
 
 def _restoration(file: Path, held: Mapping[str, np.ndarray]) -> Restoration:
@@ -116,7 +123,7 @@ def _root_mean(squares: np.ndarray) -> tuple[float, float | None]:
 
 def _picture(path: Path, share: float) -> tuple[str, int, int]:
     """The upper share of a picture, small, as a data URI with its width and height."""
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         picture = picture.convert("RGB")
     if share < 1:
         picture = picture.crop((0, 0, picture.width, math.ceil(share * picture.height)))

@@ -17,6 +17,7 @@ import numpy as np
 from score_jax.checkpoint import ATTEMPTS, BestCheckpoints, Check, Checkpoints
 from score_jax.cli import build, images, workdir
 from score_jax.cli.flags import Command
+from score_jax.cli.log_file import read_log
 from score_jax.cli.modes import MODES
 from score_jax.cli.moments import moments_of
 from score_jax.cli.names import naming
@@ -320,7 +321,7 @@ def _open_checkpoints(
     """
     folder, mode = Path(command.workdir), command.mode
     saved = workdir.read_json(folder / "config.json")
-    workdir.read_json(folder / "metrics.json")  # Report a damaged file now, not after hours.
+    read_log(folder)  # Report a damaged file now, not after hours.
     run, measure = RunIdentity(folder), config["training"]["best_by"]
     checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"], run)
     steps, best = checkpoints.steps(), []

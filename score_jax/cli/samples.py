@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +20,7 @@ from score_jax.cli.table import WHOLE_CHAIN
 from score_jax.devices import is_first_process
 from score_jax.evaluation.diagnostics import combined, diagnose, summary_of, warnings_of
 from score_jax.progress import announce
+from score_jax.reading import load_arrays
 from score_jax.samplers.loop import Trajectory, snapshot_levels
 from score_jax.typing import Params
 
@@ -50,15 +49,17 @@ def saved_settings(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as content:
-            if "settings" in content.files:
-                return json.loads(str(content["settings"]))
-            # Earlier versions saved the config, and drew as many samples as it says.
-            config = completed(json.loads(str(content["config"])))
-            number = config["sampling"]["num_samples"]
-            step = int(content["step"])
-            return output_settings(config, step, NAMES, num_samples=number, label=None)
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        own = ("settings", "config", "step")
+        content = load_arrays(file, lambda names: [name for name in names if name in own])
+        if "settings" in content:
+            settings = json.loads(str(content["settings"]))
+            return settings if isinstance(settings, dict) else None
+        # Earlier versions saved the config, and drew as many samples as it says.
+        config = completed(json.loads(str(content["config"])))
+        number = config["sampling"]["num_samples"]
+        step = int(content["step"])
+        return output_settings(config, step, NAMES, num_samples=number, label=None)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 

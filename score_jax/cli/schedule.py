@@ -23,6 +23,7 @@ from score_jax.data.transforms import logit, unit_scale
 from score_jax.gaussian_law import final_variance
 from score_jax.noise import geometric_sigmas
 from score_jax.progress import announce
+from score_jax.reading import expanded, listed, matching_files
 from score_jax.sampling import default_step_size
 from score_jax.schedule import Distance, largest_distance, num_levels_for, overlap
 
@@ -104,7 +105,7 @@ def schedule_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     """
     del devices
     validate(command.config)
-    file = command.options.write and Path(command.options.write).expanduser()
+    file = command.options.write and expanded(command.options.write)
     if file:
         check_config_file(file)
     examples = read_examples(command.config, command.options.subsample)
@@ -366,10 +367,10 @@ def _absolute(settings: Mapping[str, Any]) -> str | None:
     """The path of the data, valid from any folder; archives can be several paths."""
     if settings["path"] is None:
         return None
-    parts = [settings["path"]]
-    if settings["source"] == "zip" and not os.path.exists(os.path.expanduser(parts[0])):
-        parts = settings["path"].split(",")
-    return ",".join(os.path.abspath(os.path.expanduser(part.strip())) for part in parts)
+    parts = [os.path.expanduser(settings["path"])]
+    if settings["source"] == "zip":
+        parts = listed(settings["path"], matching_files)
+    return ",".join(os.path.abspath(part) for part in parts)
 
 
 def _short(value: float) -> float:

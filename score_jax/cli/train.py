@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from score_jax.checkpoint import Checkpoints
 from score_jax.cli import images, interrupts, lock, provenance, samples, workdir
@@ -30,6 +29,7 @@ from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
 from score_jax.devices import from_first_process, maximum_over_processes
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
+from score_jax.reading import load_arrays
 
 WAIT = 3600.0
 """Seconds to wait for another process that writes "samples" when training ends."""
@@ -126,8 +126,7 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     if not missing:
         announce(f"{file} holds this run's samples already")
         if not judged:
-            with np.load(file, allow_pickle=False) as content:
-                judge_final(run, content["samples"], num_steps, judge)
+            judge_final(run, load_arrays(file)["samples"], num_steps, judge)
     else:
         judged_samples = _sample(run, state.ema_params, settings, judge.number)
         judge_final(run, judged_samples, num_steps, judge)

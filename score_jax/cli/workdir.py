@@ -16,11 +16,11 @@ import re
 import shlex
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from score_jax.reading import load_arrays, parse_json, read_regular
 
 _unfinished: set[Path] = set()
 _kept: list[Callable[[], str]] = []
@@ -149,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ValueError: If the file is not a JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = parse_json(read_regular(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -279,18 +279,15 @@ def _check_stem(name: str) -> None:
 
 def difference(path: Path, settings: Mapping[str, Any]) -> str:
     """A sentence about the first setting in which an output differs; "" if it can be replaced."""
-    import numpy as np
-
     if not path.exists():
         return ""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            text = str(file["settings"]) if "settings" in file.files else ""
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+        held = load_arrays(path, lambda names: [name for name in names if name == "settings"])
+    except (OSError, ValueError):
         return ""  # The file is damaged.
     try:
-        stored = json.loads(text)
-    except ValueError:
+        stored = json.loads(str(held.get("settings", "")))
+    except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
         return f"{path} does not say with which settings it was made"

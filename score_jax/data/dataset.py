@@ -16,7 +16,12 @@ class LazyImages:
 
     `images[index]` is an ndarray for every index that numpy accepts on the first axis: an integer,
     a slice, or an array of integers or booleans.
+
+    Attributes:
+        note: One sentence about files that were passed over; None if there is nothing to say.
     """
+
+    note: str | None = None
 
     dtype = np.dtype(np.uint8)
 

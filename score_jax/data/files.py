@@ -8,7 +8,6 @@ import io
 import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +17,14 @@ from score_jax.data.dataset import Dataset, LazyImages
 from score_jax.data.layout import (
     LAYOUT,
     Layout,
+    PassedOver,
     arrange,
     list_archive,
     list_folder,
     open_archives,
 )
 from score_jax.data.retry import UnreachableError, retried
+from score_jax.reading import expanded, read_member, read_regular, within
 
 
 class UnreadableImageError(ValueError):
@@ -49,6 +50,10 @@ class ImageTransform(NamedTuple):
 
 
 AS_STORED = ImageTransform()
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Formats of images, whatever the file's name. Others of Pillow's start programs."""
+LARGEST_SIDE = 8192
+"""Largest side to crop or resize to, in pixels."""
 
 
 def folder(
@@ -80,17 +85,19 @@ def folder(
     """
     root = os.path.expanduser(path or "")
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"path={path!r} is not a folder: it must hold {LAYOUT}")
+        raise FileNotFoundError(
+            f"path={path!r} is not a folder{within(path)}: it must hold {LAYOUT}"
+        )
 
     def place(*parts: str) -> str:
         return os.path.join(root, *parts)
 
-    def read(file: str) -> bytes:
-        return Path(file).read_bytes()
-
-    entries = list_folder(root, (train_split, held_out_split))
-    layout = arrange(entries, place, train_split, held_out_split)
-    return _dataset(layout, str, read, transform)
+    passed, splits = PassedOver(), (train_split, held_out_split)
+    entries = list_folder(root, splits, passed)
+    with passed.explaining(root):
+        layout = arrange(entries, place, *splits)
+    passed.add_others(entries, splits)
+    return _noting(_dataset(layout, str, read_regular, transform), passed.sentence(root))
 
 
 def zipped(
@@ -116,9 +123,9 @@ def zipped(
         UnreadableImageError: As in `folder`.
     """
     archives = open_archives(path)
-    entries = []
+    entries, passed, splits = [], PassedOver(), (train_split, held_out_split)
     for number, archive in enumerate(archives):
-        entries += list_archive(archive, number, (train_split, held_out_split))
+        entries += list_archive(archive, number, splits, passed)
     lock = threading.Lock()
 
     def place(*parts: str) -> str:
@@ -132,10 +139,12 @@ def zipped(
         # All threads share one file position per archive.
         number, inside = member
         with lock:
-            return archives[number].read(inside)
+            return read_member(archives[number], inside)
 
-    layout = arrange(entries, place, train_split, held_out_split)
-    return _dataset(layout, name, read, transform)
+    with passed.explaining(str(path)):
+        layout = arrange(entries, place, *splits)
+    passed.add_others(entries, splits)
+    return _noting(_dataset(layout, name, read, transform), passed.sentence(str(path)))
 
 
 def lazy_images(
@@ -185,8 +194,11 @@ def check_transform(transform: ImageTransform) -> None:
     """Raises ValueError if a value of `transform` is out of range."""
     for name in ("crop", "size"):
         value = getattr(transform, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1, or None to keep what is stored")
+        if value is not None and not 1 <= value <= LARGEST_SIDE:
+            raise ValueError(
+                f"{name}={value} must be from 1 to {LARGEST_SIDE} pixels, or None to keep what is "
+                "stored"
+            )
     if transform.channels not in (None, 1, 3):
         raise ValueError(
             f"channels={transform.channels} must be 1 or 3, or None to keep what is stored"
@@ -205,7 +217,7 @@ def decode_image(data: bytes, transform: ImageTransform) -> np.ndarray:
             exceptions of other kinds at damaged files.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("its content is no image of a known format") from None
     except Image.DecompressionBombError as error:
@@ -260,13 +272,19 @@ def read_image(path: str | os.PathLike, transform: ImageTransform) -> np.ndarray
         UnreadableImageError: If it is damaged, not an image, or does not fit the transform.
     """
     check_transform(transform)
-    file = Path(path).expanduser()
+    file = expanded(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is not a file: it must be an image")
+        raise FileNotFoundError(f"{path} is not a file{within(path)}: it must be an image")
     try:
-        return decode_image(file.read_bytes(), transform)
+        return decode_image(read_regular(file), transform)
     except Exception as error:  # Pillow raises exceptions of any kind at damaged files
         raise UnreadableImageError(f"{path} cannot be read as an image ({error})") from error
+
+
+def _noting(data: Dataset, sentence: str | None) -> Dataset:
+    """Adds a sentence to the note of a data set."""
+    notes = [note for note in (data.note, sentence) if note]
+    return data._replace(note="; ".join(notes) or None)
 
 
 def _dataset(

@@ -3,7 +3,7 @@
 import os
 import threading
 import zipfile
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,21 @@ import numpy as np
 
 from score_jax.data.dataset import LazyImages
 from score_jax.data.files import ImageTransform, decode_image, lazy_images
-from score_jax.data.layout import is_hidden, is_image
+from score_jax.data.layout import (
+    FOREIGN,
+    HIDDEN,
+    PassedOver,
+    is_hidden,
+    is_image,
+    members,
+)
+from score_jax.reading import (
+    expanded,
+    load_arrays,
+    read_member,
+    read_regular,
+    within,
+)
 
 NAMES = ("samples", "images", "x", "arr_0")
 """Arrays of an .npz that may hold the images, in the order of preference."""
@@ -30,19 +44,21 @@ def read_images(
         transform: Changes to each image file when it is decoded.
 
     Returns:
-        uint8 [examples, height, width, channels], decoded on access; the array itself for .npz.
+        uint8 [examples, height, width, channels], decoded on access, with a note on the files that
+        were passed over; the array itself for .npz.
 
     Raises:
         FileNotFoundError: If there is no such file or folder.
         ValueError: If it holds no images, or an array of another kind.
         UnreadableImageError: If the first image is damaged; access raises it for the others.
     """
-    file = Path(path).expanduser()
+    file, passed = expanded(path), PassedOver()
     if file.is_dir():
-        found = [(str(each), each) for each in sorted(file.rglob("*")) if each.is_file()]
-        return _lazily(file, found, Path.read_bytes, transform)
+        below = [each.relative_to(file) for each in sorted(file.rglob("*")) if not each.is_dir()]
+        found = [(each.parts, file / each) for each in below]
+        return _lazily(file, found, read_regular, transform, passed)
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is neither a file nor a folder")
+        raise FileNotFoundError(f"{path} is neither a file nor a folder{within(path)}")
     if file.suffix in (".npz", ".npy"):
         return _array(file)
     try:
@@ -56,36 +72,41 @@ def read_images(
     def read(name: str) -> bytes:
         # All threads share one file position.
         with lock:
-            return archive.read(name)
+            return read_member(archive, name)
 
-    return _lazily(file, [(name, name) for name in sorted(archive.namelist())], read, transform)
+    found = [(parts, name) for parts, name in sorted(members(archive, passed)) if parts[-1]]
+    return _lazily(file, found, read, transform, passed)
 
 
-def _lazily(file: Path, found: list[tuple[str, Any]], read, transform) -> LazyImages:
-    """The images among files, given as pairs of name and handle."""
-    images = [
-        (name, handle)
-        for name, handle in found
-        if is_image(name) and not any(map(is_hidden, Path(name).parts))
-    ]
-    if not images:
-        raise ValueError(f"{file} holds no images (.png, .jpg or .jpeg)")
+def _lazily(
+    file: Path,
+    found: list[tuple[tuple[str, ...], Any]],
+    read: Callable[[Any], bytes],
+    transform: ImageTransform,
+    passed: PassedOver,
+) -> LazyImages:
+    """The images among files, given as pairs of path and handle."""
+    images = []
+    for parts, handle in found:
+        if any(map(is_hidden, parts)):
+            passed.add(HIDDEN, "/".join(parts))
+        elif not is_image(parts[-1]):
+            passed.add(FOREIGN, parts[-1])
+        else:
+            images.append(("/".join(parts), handle))
+    with passed.explaining(str(file)):
+        if not images:
+            raise ValueError(f"{file} holds no images (.png, .jpg or .jpeg)")
 
     def decode(position: int) -> np.ndarray:
         return decode_image(read(images[position][1]), transform)
 
-    return lazy_images(decode, lambda i: f"{file}: {images[i][0]}", len(images))
+    lazy = lazy_images(decode, lambda i: f"{file}: {images[i][0]}", len(images))
+    lazy.note = passed.sentence(str(file))
+    return lazy
 
 
-def _load(file: Path) -> Any:
-    """The content of an .npz or .npy."""
-    try:
-        return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file} cannot be read as arrays ({error})") from error
-
-
-def _name(file: Path, names: list[str]) -> str:
+def _name(names: list[str]) -> str:
     """The name of the array of images."""
     known = [name for name in NAMES if name in names] or names
     if not known or (known[0] not in NAMES and len(known) > 1):
@@ -97,10 +118,9 @@ def _name(file: Path, names: list[str]) -> str:
 
 def _array(file: Path) -> np.ndarray:
     """The array of images of an .npz or .npy."""
-    content = _load(file)
     try:
-        x = content if isinstance(content, np.ndarray) else content[_name(file, content.files)]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        [x] = load_arrays(file, lambda names: [_name(names)]).values()
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read as arrays ({error})") from error
     if x.ndim < 2 or not len(x) or not (x.dtype == np.uint8 or x.dtype.kind == "f"):
         raise ValueError(

@@ -8,14 +8,16 @@ The layout is one of
     image.png                  neither: one tenth of all images is held out
 """
 
+import contextlib
 import functools
-import glob
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from score_jax.data.dataset import split_examples
+from score_jax.reading import listed, matching_files, within
 
 LAYOUT = "split/class/image.png (.jpg, .jpeg), with or without the split and the class"
 NO_CLASS = ""  # stands for the class of images that have none
@@ -36,6 +38,55 @@ class Entry(NamedTuple):
     handle: Any
 
 
+class PassedOver:
+    """Counts what is not read, by reason, to say so in one sentence."""
+
+    def __init__(self):
+        self._names: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Adds one name for a reason, such as `HIDDEN`."""
+        self._names.setdefault(reason, []).append(name)
+
+    def add_others(self, entries: Iterable["Entry"], splits: Sequence[str]) -> None:
+        """Adds the files that are no images, and what lies beside the splits."""
+        entries = list(entries)
+        tops = {entry.parts[0] for entry in entries if len(entry.parts) > 1}
+        inside = entries
+        if tops & {*splits}:
+            inside = [entry for entry in entries if entry.parts[0] in splits]
+            for name in sorted({entry.parts[0] for entry in entries} - {*splits}):
+                self.add(BESIDE, name)
+        for entry in inside:
+            if entry.parts[-1] and not is_image(entry.parts[-1]):
+                self.add(FOREIGN, entry.parts[-1])
+
+    @contextlib.contextmanager
+    def explaining(self, root: str) -> Iterator[None]:
+        """Adds the sentence to an error, as what was passed over can be its reason."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            sentence = self.sentence(root)
+            if sentence is None:
+                raise
+            raise type(error)(f"{error}; {sentence}") from error
+
+    def sentence(self, root: str) -> str | None:
+        """One sentence with counts and some names; None if nothing was passed over."""
+        if not self._names:
+            return None
+        counts = [f"{len(names)} {why} ({_listed(names)})" for why, names in self._names.items()]
+        return f"{root}: passed over {', '.join(counts)}"
+
+
+HIDDEN = "hidden or an archiver's own"
+FOREIGN = "not .png, .jpg or .jpeg"
+BESIDE = "beside the splits"
+OUTSIDE = "with a path that leaves the archive"
+TWICE = "with a name that occurs again"
+
+
 class Layout(NamedTuple):
     """The images of a data set by split and class.
 
@@ -52,19 +103,19 @@ class Layout(NamedTuple):
     note: str | None
 
 
-def list_folder(root: str, splits: Sequence[str]) -> list[Entry]:
+def list_folder(root: str, splits: Sequence[str], passed: PassedOver) -> list[Entry]:
     """Files and folders below `root` that a layout can hold; their handles are paths.
 
     Args:
         root: The folder.
         splits: Names of the splits. If one of them exists, only the splits are searched.
+        passed: Counts the hidden ones.
     """
-    entries = list(_walk(root, 1))
-    existing = {entry.parts[0] for entry in entries if len(entry.parts) > 1} & set(splits)
-    if not existing:
-        return list(_walk(root, 2))
+    tops = {entry.parts[0] for entry in _walk(root, 1, PassedOver()) if len(entry.parts) > 1}
+    existing = tops & {*splits}
+    entries = list(_walk(root, 1 if existing else 2, passed))
     for split in sorted(existing):
-        entries += _walk(os.path.join(root, split), 2, (split,))
+        entries += _walk(os.path.join(root, split), 2, passed, (split,))
     return entries
 
 
@@ -86,20 +137,18 @@ def open_archives(path: str | os.PathLike | None) -> list[zipfile.ZipFile]:
     return archives
 
 
-def list_archive(archive: zipfile.ZipFile, number: int, splits: Sequence[str]) -> list[Entry]:
+def list_archive(
+    archive: zipfile.ZipFile, number: int, splits: Sequence[str], passed: PassedOver
+) -> list[Entry]:
     """Entries of an archive, without the one folder that may enclose all of them.
 
     Args:
         archive: The archive.
         number: Number of the archive; handles are (number, name of the member).
         splits: Names of the splits; a split is not taken for the enclosing folder.
+        passed: Counts the hidden members and those of `members`.
     """
-    entries = []
-    for name in archive.namelist():
-        # Some programs on Windows separate folders by backslashes.
-        parts = tuple(name.replace("\\", "/").split("/"))
-        if not any(is_hidden(part) for part in parts):
-            entries.append(Entry(parts, (number, name)))
+    entries = [Entry(parts, (number, name)) for parts, name in members(archive, passed)]
     tops = {entry.parts[0] for entry in entries if len(entry.parts) > 1}
     if len(tops) != 1 or tops & set(splits):
         return entries
@@ -140,6 +189,33 @@ def arrange(
     return _one_split(entries, place, train_split, held_out_split)
 
 
+def members(archive: zipfile.ZipFile, passed: PassedOver) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The members of an archive as pairs of path and name, each path once.
+
+    Passes over hidden members, absolute paths and those with `..`. Of members with the same path
+    the last one counts, as if the archive were unpacked.
+    """
+    found: dict[tuple[str, ...], str] = {}
+    hidden: dict[str, None] = {}
+    for name in archive.namelist():
+        # Some programs on Windows separate folders by backslashes; others begin with `./`.
+        *folders, last = name.replace("\\", "/").split("/")
+        parts = (*(part for part in folders if part not in ("", ".")), last)
+        if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name) or ".." in parts:
+            passed.add(OUTSIDE, name)
+        elif any(is_hidden(part) for part in parts):
+            # The outermost hidden folder stands for its content.
+            first = next(i for i, part in enumerate(parts) if is_hidden(part))
+            hidden["/".join(parts[: first + 1])] = None
+        else:
+            if parts in found and last:
+                passed.add(TWICE, "/".join(parts))
+            found[parts] = name
+    for name in hidden:
+        passed.add(HIDDEN, name)
+    yield from found.items()
+
+
 def is_hidden(name: str) -> bool:
     """True for a file or folder that begins with a dot or belongs to the archiver."""
     return name.startswith(".") or name == "__MACOSX"
@@ -150,11 +226,14 @@ def is_image(name: str) -> bool:
     return name.lower().endswith((".png", ".jpg", ".jpeg"))
 
 
-def _walk(path: str, depth: int, above: tuple[str, ...] = ()) -> Iterator[Entry]:
+def _walk(
+    path: str, depth: int, passed: PassedOver, above: tuple[str, ...] = ()
+) -> Iterator[Entry]:
     """Entries of a folder and, for depth > 1, of the folders in it; hidden ones are skipped."""
     with os.scandir(path) as entries:
         for entry in entries:
             if is_hidden(entry.name):
+                passed.add(HIDDEN, entry.name)
                 continue
             parts = (*above, entry.name)
             if not entry.is_dir():
@@ -162,36 +241,22 @@ def _walk(path: str, depth: int, above: tuple[str, ...] = ()) -> Iterator[Entry]
                 continue
             yield Entry((*parts, ""), entry.path)
             if depth > 1:
-                yield from _walk(entry.path, depth - 1, parts)
+                yield from _walk(entry.path, depth - 1, passed, parts)
 
 
 def _archive_files(path: str | os.PathLike | None) -> list[str]:
     """Files that a path, a list of paths or a pattern names, each once."""
     text = os.fspath(path or "")
-    whole = _matching(text)
-    if whole:
-        return whole
     found = []
-    for part in text.split(","):
-        files = _matching(part.strip())
+    for part in listed(text, matching_files) or [""]:
+        files = matching_files(part)
         if not files:
             raise FileNotFoundError(
-                f"path={path!r}: there is no file {part.strip()!r}; path must name zip archives, "
-                "separated by commas or as a pattern with *"
+                f"path={path!r}: there is no file {part!r}{within(part)}; path must name zip "
+                "archives, separated by commas or as a pattern with *"
             )
         found += files
     return list(dict.fromkeys(found))
-
-
-def _matching(pattern: str) -> list[str]:
-    """The file of this name; if there is none, the files that match it as a pattern, sorted."""
-    pattern = os.path.expanduser(pattern)
-    if os.path.isfile(pattern):
-        return [pattern]
-    above, name = os.path.split(pattern)
-    if os.path.isdir(above):
-        pattern = os.path.join(glob.escape(above), name)
-    return [file for file in sorted(glob.glob(pattern)) if os.path.isfile(file)]
 
 
 def _two_splits(

@@ -1,16 +1,23 @@
 """Data sets from arrays: the embedded digits, a toy density, .npz and .npy files, idx files."""
 
-import gzip
 import math
 import os
 import struct
-import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from score_jax.data.dataset import Dataset, split_examples
+from score_jax.reading import (
+    LARGEST_FILE,
+    NPY,
+    load_arrays,
+    memory_bytes,
+    read_gzip,
+    read_regular,
+    within,
+)
 
 DIGITS = Path(__file__).with_name("digits.npz")
 ARRAYS = ("train", "held_out", "train_labels", "held_out_labels")
@@ -18,6 +25,8 @@ MIXTURE_WEIGHTS = np.array([0.8, 0.2], np.float32)
 MIXTURE_MEANS = np.array([[5, 5], [-5, -5]], np.float32)
 MIXTURE_SCALES = np.ones(2, np.float32)
 """Parameters of the density of `mixture`, as `analytic.mixture_score_fn` takes them."""
+MOST_CLASSES = 1_000_000
+"""Largest number of classes; a larger label is a mistake, and the embedding a waste of memory."""
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -87,8 +96,8 @@ def npz(path: str | os.PathLike | None) -> Dataset:
     file = os.path.expanduser(path or "")
     if not os.path.isfile(file):
         raise FileNotFoundError(
-            f"path={path!r} is not a file: it must be an .npz file with the array train and, "
-            "optionally, held_out, or an .npy file"
+            f"path={path!r} is not a file{within(path)}: it must be an .npz file with the array "
+            "train and, optionally, held_out, or an .npy file"
         )
     arrays = _load_arrays(file)
     train = _examples(f"{file}: train", arrays["train"])
@@ -133,7 +142,9 @@ def idx(path: str | os.PathLike | None) -> Dataset:
     """
     folder = os.path.expanduser(path or "")
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"path={path!r} is not a folder: it must hold MNIST's four files")
+        raise FileNotFoundError(
+            f"path={path!r} is not a folder{within(path)}: it must hold MNIST's four files"
+        )
     files = {name: _find_idx(folder, name) for name in IDX_FILES}
     missing = [name for name, file in files.items() if file is None]
     if missing:
@@ -154,26 +165,21 @@ def idx(path: str | os.PathLike | None) -> Dataset:
 
 def _load_arrays(file: str) -> dict[str, np.ndarray]:
     """The arrays of an .npz file that have names in ARRAYS; that of an .npy file as `train`."""
+    names: list[str] = []
+
+    def choose(found: list[str]) -> list[str]:
+        names.extend(found)
+        return [name for name in ARRAYS if name in found]
+
     try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"train": loaded}
-        with loaded:
-            arrays = {name: loaded[name] for name in ARRAYS if name in loaded.files}
-            names = loaded.files
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+        arrays = load_arrays(file, choose)
+    except ValueError as error:
         raise ValueError(
             f"{file} cannot be read as an .npz or .npy file of arrays ({error}): write it with "
             "numpy.savez or numpy.save"
         ) from error
+    if NPY in arrays:
+        return {"train": arrays[NPY]}
     if "train" not in arrays:
         raise ValueError(
             f"{file} lacks the array 'train', it holds {', '.join(names) or 'nothing'}: write it "
@@ -248,9 +254,11 @@ def _labels(file: str, name: str, arrays: dict[str, np.ndarray], number: int) ->
             f"{file}: {name} is {labels.dtype} {list(labels.shape)}, but must be integers "
             f"[{number}], one per example"
         )
-    if labels.min() < 0 or labels.max() >= 2**31 - 1:
+    if labels.min() < 0 or labels.max() >= MOST_CLASSES:
         raise ValueError(
-            f"{file}: {name} runs from {labels.min()} to {labels.max()}, but classes count from 0"
+            f"{file}: {name} runs from {labels.min()} to {labels.max()}, but classes count from 0 "
+            f"to {MOST_CLASSES - 1} at most: number them anew, as numpy.unique with "
+            "return_inverse=True does"
         )
     return labels.astype(np.int32)
 
@@ -291,21 +299,30 @@ def _read_idx(file: Path, dimensions: int) -> np.ndarray:
     The format: the bytes 0, 0, 8 (for uint8) and the number of dimensions, big-endian sizes of
     four bytes each, then the values.
     """
-    data = file.read_bytes()
-    if file.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{file} cannot be decompressed ({error}): copy or download it again"
-            ) from error
     magic = bytes((0, 0, 8, dimensions))
+    header = 4 + 4 * dimensions
+
+    def claims(first: bytes) -> int:
+        if first[:4] != magic or len(first) < header:
+            return 0
+        return math.prod(struct.unpack(f">{dimensions}I", first[4:]))
+
+    try:
+        if file.suffix == ".gz":
+            data = read_gzip(file, header, claims)
+        else:
+            data = read_regular(file, memory_bytes() or LARGEST_FILE)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(
+            f"{file} cannot be decompressed ({error}): copy or download it again"
+            if file.suffix == ".gz"
+            else f"{file} cannot be read ({error})"
+        ) from error
     if data[:4] != magic:
         raise ValueError(
             f"{file} begins with {data[:4].hex(' ') or 'nothing'}, not with {magic.hex(' ')}: it "
             "is not an idx file of this kind"
         )
-    header = 4 + 4 * dimensions
     if len(data) < header:
         raise ValueError(f"{file} ends within its header: copy or download it again")
     shape = struct.unpack(f">{dimensions}I", data[4:header])

@@ -34,10 +34,10 @@ class ChainValues(NamedTuple):
 
     Attributes:
         sigma: Noise level of the step.
-        score: sigma^2 |s|^2 / D; nan if the sampler evaluates the score elsewhere.
+        score: sigma^2 |s|^2 / D; -1 if the sampler evaluates the score elsewhere.
         drift: Square of the deterministic part of the step.
         random: Square of its random part.
-        outside: Share of denoised values out of range; nan without a range or a score.
+        outside: Share of denoised values out of range; -1 without a range or a score.
         spread: |x - center|^2.
     """
 
@@ -66,7 +66,7 @@ class ChainObserver:
     def __call__(self, step: Step) -> ChainValues:
         """Values of a step."""
         axes = tuple(range(1, step.x.ndim))
-        missing = jnp.full(len(step.x), jnp.nan)
+        missing = jnp.full(len(step.x), -1.0, jnp.float32)  # A nan would stop jax_debug_nans.
         score = outside = missing
         if step.score is not None:
             score = step.sigma**2 * jnp.mean(step.score**2, axis=axes)
@@ -231,7 +231,7 @@ def _with_error(
     name: str, mean: float, squares: float, number: int, root: bool = False
 ) -> dict[str, float | None]:
     """The mean over chains, or its square root, with its standard error; None if not defined."""
-    if not np.isfinite(mean):
+    if not np.isfinite(mean) or mean < 0:  # -1 stands for a missing value.
         return {name: None, f"{name}_error": None}
     error = np.sqrt(squares / (number - 1) / number) if number > 1 else np.nan
     if root:

@@ -5,11 +5,10 @@ Names follow the official state dict, with underscores for the dots before numbe
 Arrays are transposed; their values do not change.
 """
 
+import math
 import os
 import pickle
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +20,18 @@ import numpy as np
 
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
+from score_jax.reading import DEFLATE_RATIO, check_archive, expanded, load_arrays, within
 from score_jax.typing import Params
 
 State = Mapping[str, np.ndarray]
+WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "score", "module")
+EMA = ("ema", "ema_state_dict", "model_ema", "ema_model")
+"""Names under which checkpoints hold a state dict, and one of averaged parameters."""
+NUMPY_FLOATS = ("torch.float16", "torch.float32", "torch.float64")
+DEEPEST = 5
+"""Largest number of dictionaries around a state dict."""
+PREFIX = re.compile(r"^(?:(?:module|model|_orig_mod)\.)+")
+"""Prefixes of names that wrappers of a network add."""
 
 
 class Official(NamedTuple):
@@ -56,7 +64,7 @@ def from_official(state: State) -> tuple[nn.Module, Params]:
     Raises:
         ValueError: If a name is missing or unknown, or an array has a wrong shape.
     """
-    state = {name.removeprefix("module."): np.asarray(value) for name, value in state.items()}
+    state = {PREFIX.sub("", name): np.asarray(value) for name, value in state.items()}
     model, channels = _network_of(state)
     _check_names_and_shapes(state, model, channels)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), _to_params(state))
@@ -157,8 +165,8 @@ def read_official(path: str | os.PathLike) -> Official:
     Args:
         path: A `.pth` file, which needs PyTorch, or an `.npz` file of the arrays of a state dict.
             A `.pth` file holds a state dict; a list [model, optimizer] or [model, optimizer,
-            epoch, step, ema] that begins with one; or a dictionary with one under "state_dict" or
-            "model". `~` is expanded.
+            epoch, step, ema] that begins with one; or dictionaries with one under "state_dict",
+            "model", "ema" and similar names. `~` is expanded.
 
     Returns:
         Arrays of the dtypes of the file; bfloat16 becomes float32.
@@ -168,11 +176,11 @@ def read_official(path: str | os.PathLike) -> Official:
         ValueError: If the file is corrupt or a pickle of anything but tensors, if an array is not
             finite, or if PyTorch is missing.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"path={str(path)!r} is not a file: it must name an official .pth, or an .npz of its "
-            "arrays"
+            f"path={str(path)!r} is not a file{within(path)}: it must name an official .pth, or "
+            "an .npz of its arrays"
         )
     if path.suffix == ".npz":
         state = _load_npz(path)
@@ -186,7 +194,7 @@ def read_official(path: str | os.PathLike) -> Official:
             "begins with one, or a dictionary with one under 'state_dict' or 'model'"
         )
     state = _to_arrays(model, path)
-    if not isinstance(ema, Mapping):
+    if not isinstance(ema, Mapping) or ema is model:
         return Official(state, state, step)
 
     # The averaged parameters do not include buffers, so take these from the state dict.
@@ -195,22 +203,36 @@ def read_official(path: str | os.PathLike) -> Official:
 
 def _parts_of(content: Any) -> tuple[Any, Any, int]:
     """(state dict, averaged parameters, step) of a checkpoint; None for a part that it lacks."""
-    model, ema, step = content, None, None
+    ema, step = None, None
     if isinstance(content, list | tuple):
         parts = dict(enumerate(content))
-        model, step, ema = parts.get(0), parts.get(3), parts.get(4)
+        content, step, ema = parts.get(0), parts.get(3), parts.get(4)
     elif isinstance(content, Mapping):
-        for key in ("model", "state_dict"):
-            if isinstance(content.get(key), Mapping):
-                model, step = content[key], content.get("step")
-    return model, ema, step if isinstance(step, int) else 0
+        step = content.get("step")
+        ema = next((content[key] for key in EMA if isinstance(content.get(key), Mapping)), None)
+    model, ema = _unwrapped(content), _unwrapped(ema)
+    return model, ema, step if isinstance(step, int) and not isinstance(step, bool) else 0
+
+
+def _unwrapped(content: Any) -> Any:
+    """The state dict in dictionaries that hold it under one of the usual names."""
+    for _ in range(DEEPEST):
+        if not isinstance(content, Mapping):
+            return content
+        if any(hasattr(value, "shape") for value in content.values()):
+            return content
+        names = (*WRAPPERS, *EMA)
+        inner = [content[key] for key in names if isinstance(content.get(key), Mapping)]
+        if not inner:
+            return content
+        content = inner[0]
+    return content
 
 
 def _load_npz(path: Path) -> State:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        arrays = load_arrays(path)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an .npz file of arrays ({error})") from error
     return _to_arrays(arrays, path)
 
@@ -223,13 +245,14 @@ def _load_torch(path: Path) -> Any:
             f'reading {path} needs PyTorch, which is not installed: pip install "score_jax[torch]"'
         ) from error
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it is corrupt, or a pickle of more than tensors and numbers, "
             "which could run any code"
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except Exception as error:  # Damaged files raise exceptions of any kind.
         raise ValueError(
             f"{path} cannot be read as a PyTorch checkpoint, it may be truncated ({error})"
         ) from error
@@ -242,13 +265,14 @@ def _to_arrays(tensors: Mapping, path: Path) -> State:
         ValueError: If a value is not an array of finite real numbers.
     """
     state = {}
+    limit = DEFLATE_RATIO * (path.stat().st_size + 64)
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise ValueError(
                 f"{path}: {name!r} is a {type(value).__name__}, but a state dict maps names to "
                 "tensors"
             )
-        array = _to_array(value)
+        array = _to_array(value, f"{path}: {name!r}", limit)
         if array.dtype.kind not in "iuf":
             raise ValueError(f"{path}: {name!r} has dtype {array.dtype}, but must be real numbers")
         if not np.isfinite(array).all():
@@ -256,17 +280,27 @@ def _to_arrays(tensors: Mapping, path: Path) -> State:
                 f"{path}: {name!r} contains NaN or infinite values: take a checkpoint from before "
                 "training diverged"
             )
-        state[name.removeprefix("module.")] = array
+        state[PREFIX.sub("", name)] = array
     return state
 
 
-def _to_array(value: Any) -> np.ndarray:
-    # Numpy takes neither tensors that require a gradient nor bfloat16.
-    if hasattr(value, "detach"):
-        value = value.detach()
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
-        value = value.float()
-    return np.asarray(value)
+def _to_array(value: Any, name: str, limit: int) -> np.ndarray:
+    """A tensor as an array of at most `limit` bytes."""
+    # A tensor can claim any shape by strides of 0.
+    number = math.prod(value.shape)
+    if number > limit:
+        raise ValueError(
+            f"{name} claims {list(value.shape)}, more values than the {limit} bytes of the file"
+        )
+    # Numpy takes neither tensors that require a gradient nor bfloat16 and shorter floats.
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach()
+            if value.is_floating_point() and str(value.dtype) not in NUMPY_FLOATS:
+                value = value.float()
+        return np.asarray(value)
+    except Exception as error:  # Sparse and quantized tensors raise exceptions of any kind.
+        raise ValueError(f"{name} cannot be read as an array ({error})") from error
 
 
 def _to_params(state: State) -> Params:
