@@ -144,8 +144,10 @@ class Trials:
     def alone(self, name):
         """The result of an undisturbed run."""
         if name not in self.truth:
-            settings = {"plain": SMALL, "other": OTHER, "longer": LONGER}[name]
-            Process(self.base / name, *settings).end(0)
+            # The schedule of the learning rate depends on the number of steps.
+            commands = {"plain": [SMALL], "other": [OTHER], "longer": [SMALL, LONGER]}[name]
+            for command in commands:
+                Process(self.base / name, *command).end(0)
             self.truth[name] = result(self.base / name)
         return self.truth[name]
 
