@@ -61,8 +61,13 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
             "do not decrease: use sigma_min < sigma_max with 2 or more levels, or equal ones "
             "with 1"
         )
-    sigmas = np.geomspace(sigma_max, sigma_min, num_levels)
-    return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
+    sigmas = np.geomspace(sigma_max, sigma_min, num_levels).astype(np.float32)
+    if (np.diff(sigmas) >= 0).any():
+        raise ValueError(
+            f"num_levels={num_levels} levels from sigma_max={sigma_max} to sigma_min={sigma_min} "
+            "are so near each other that float32 does not tell them apart: use fewer"
+        )
+    return jnp.asarray(checked_sigmas(sigmas))
 
 
 def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float = 7.0) -> Sigmas:
@@ -108,7 +113,8 @@ def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Any:
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"sigmas of shape {values.shape} must be one-dimensional and not empty")
     if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"sigmas must be positive and finite, got {values.tolist()}")
+        wrong = values[~(np.isfinite(values) & (values > 0))][0]
+        raise ValueError(f"sigmas must be positive and finite, but one is {wrong}")
     if (rising := np.flatnonzero(np.diff(values) >= 0)).size:
         i = int(rising[0])
         raise ValueError(
