@@ -34,6 +34,7 @@ LAYERS = [
         "samplers.grid",
         "gaussian_law",
         "models.preconditioning",
+        "models.fields",
         "models.layers",
     ],
     ["samplers.ode", "samplers.predictor_corrector", "models.classifier"],

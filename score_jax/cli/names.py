@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from score_jax.cli.table import SETTINGS, is_own, shown
+from score_jax.cli.table import NAMING, SETTINGS, is_own, shown
 
 
 def resolve(table: Mapping[str, str], name: str, setting: str) -> Callable:
@@ -77,7 +77,8 @@ def arguments_of(
     Raises:
         ValueError: If the function does not take a setting that the package does not define.
     """
-    parameters = signature(function, f"the object of the section {section}").parameters
+    chosen = settings.get(NAMING[section].partition(".")[2])
+    parameters = signature(function, f"config.{NAMING[section]}={shown(chosen)}").parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     arguments = {}
     for name, value in settings.items():
@@ -165,7 +166,8 @@ def calling(
         beside = "".join(
             f", config.{section}.{each}={shown(value)}"
             for each, value in (settings or {}).items()
-            if each != setting.partition(".")[2] and f"{section}.{each}" not in SETTINGS
+            if each != setting.partition(".")[2]
+            and (section == "model" or f"{section}.{each}" not in SETTINGS)
         )
         raise kind(
             f"config.{setting}={shown(name)}{beside[:200]} cannot be used ({_in_words(error)})"

@@ -286,18 +286,19 @@ def open_run(
         settings = {**settings, "num_steps": build.inpaint_steps(settings)}
     step_size = build.build_step_size(settings, sampler, sigmas)
     trainer = build.build_trainer(config, data, model, sigmas)
-    state_shape = build.state_shape(
-        trainer, config["model"]["name"], shape, conditional, config["model"]
-    )
 
-    # Trace what is the user's own, with shapes alone.
     start = build.build_start(config["sampling"], sigmas, config["data"]["logit"])
-    own.check_objective(config, trainer, state_shape, shape)
+
+    # Trace the functions and the network, with shapes alone.
+    own.check_objective(config["loss"], build.build_loss(config["loss"]), sigmas, shape)
     if "sampling" in batches:
         levels = tuple(float(sigma) for sigma in sigmas)
         steps, denoise = settings["num_steps"], settings["denoise"]
         chains = Chains(sampler, start, shape, levels, steps, step_size, denoise)
-        own.check_sampler(config, trainer, state_shape, chains)
+        own.check_sampler(settings, chains)
+    state_shape = build.state_shape(
+        trainer, config["model"]["name"], shape, conditional, config["model"]
+    )
 
     # Room for the states, for samples and their pictures.
     leaves = jax.tree.leaves(state_shape)

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from score_jax.models.fields import check_counts
 from score_jax.models.layers import Conv, FeatureMap, compute_dtype, flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
 from score_jax.typing import AnyLevels, Array, Images, Labels
@@ -125,6 +126,8 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_counts(width=self.width, heads=self.heads, groups=self.groups)
+        compute_dtype(self.dtype)
         self.sigmas = as_floats(self.sigmas)
         self.num_classes = self.num_classes or None
         super().__post_init__()
