@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_jax.debugging import first_not_finite
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -53,6 +54,7 @@ class Checkpoints:
         Raises:
             OSError: If the disk is full or cannot be written; possibly only at the next save or at
                 `wait`.
+            FloatingPointError: If the state is not finite; nothing is saved then.
         """
         import orbax.checkpoint as ocp
 
@@ -61,6 +63,7 @@ class Checkpoints:
             if step in manager.all_steps():
                 return
             state = jax.tree.map(np.asarray, state)
+            self.check_finite(step, state)
             content = {**(metadata or {}), "crc": _checksums(state)}
             items = ocp.args.Composite(
                 state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(content)
@@ -72,6 +75,13 @@ class Checkpoints:
         if self._manager is not None:
             with _quiet_orbax():
                 self._manager.wait_until_finished()
+
+    def kept(self) -> str:
+        """A clause about the newest checkpoint, once everything is on disk."""
+        with contextlib.suppress(OSError):
+            self.wait()
+        steps = self.steps()
+        return f"the checkpoint of step {steps[0]} is kept" if steps else "nothing was saved"
 
     def restore(self, like: Any, step: int | None = None) -> tuple[int, Any] | None:
         """The newest sound checkpoint, or that of one step.
@@ -140,6 +150,14 @@ class Checkpoints:
                 f"({_first_line(error)}): choose another step, or restore it from a copy"
             ) from error
 
+    def check_finite(self, step: int, state: Any) -> None:
+        """Raises a FloatingPointError for a state that must not replace a sound one."""
+        name = first_not_finite(state)
+        if name is not None:
+            raise FloatingPointError(
+                f"{name} is not finite at step {step}, which is not saved; {self.kept()}"
+            )
+
     def _opened(self) -> Any:
         import orbax.checkpoint as ocp
 
@@ -171,6 +189,9 @@ class Checkpoints:
         for name, crc in _checksums(restored.state).items():
             if stored.get(name) != crc:
                 raise ValueError(f"{name} differs from its checksum")
+        name = first_not_finite(restored.state)
+        if name is not None:
+            raise ValueError(f"{name} is not finite")
         return restored.state
 
 
@@ -223,7 +244,7 @@ class BestCheckpoints:
             True if the state is kept.
 
         Raises:
-            OSError: As `Checkpoints.save`.
+            OSError, FloatingPointError: As `Checkpoints.save`.
         """
         known = self._values.get(step)
         if known is not None and known < math.inf:
@@ -231,6 +252,7 @@ class BestCheckpoints:
         better = sum(other <= value for other in self._values.values())
         if not math.isfinite(value) or better >= self._keep:
             return False
+        self._checkpoints.check_finite(step, state)
 
         # A checkpoint of another measure stands in the way of that of the same step.
         if known is not None:

@@ -8,6 +8,7 @@ The batch of a step is a pure function of (seed, step) and the random numbers of
 therefore continues with the same bits as one that was not.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from score_jax.checkpoint import BestCheckpoints, Checkpoints
 from score_jax.data.dataset import batch_index
 from score_jax.data.examples import Examples, placed, splits_of
 from score_jax.data.stream import prefetch
+from score_jax.debugging import first_not_finite, first_operation, is_debugging, unchecked
 from score_jax.devices import (
     AXIS,
     Feed,
@@ -34,6 +36,9 @@ from score_jax.devices import (
 from score_jax.noise import run_keys
 from score_jax.progress import Progress, announce
 from score_jax.training import Metrics, Trainer, TrainState
+
+NORMS = 5
+"""Number of gradient norms in an error."""
 
 
 class Report(NamedTuple):
@@ -137,8 +142,10 @@ def fit(
     Raises:
         ValueError: If arguments do not fit each other, or the checkpoints in `workdir` do not fit
             them.
-        FloatingPointError: If a loss is not finite; names the step and the noise level. Earlier
-            checkpoints are kept.
+        FloatingPointError: If a loss, a gradient or a parameter is not finite; names the step,
+            the noise level and the gradient norms before it. Earlier checkpoints are kept. With
+            JAX's switch `jax_debug_nans`, steps run one by one and the error also names the
+            operation that gave the first NaN.
         OSError: If `workdir` cannot be written.
     """
     devices = tuple(devices or jax.local_devices())
@@ -168,6 +175,7 @@ def fit(
         checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
+    _check_state(state)
     first = done = int(state.step)
     if first == num_steps:
         announce(f"training is complete ({num_steps} steps)", progress)
@@ -182,7 +190,10 @@ def fit(
     where = f"batch of {batch_size} on {described(devices)}"
     announce(f"compiling the training step ({where}) ...", progress)
     begun = time.monotonic()
-    step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
+    debugging = is_debugging()
+    steps_per_call = 1 if debugging else steps_per_call
+    with unchecked():
+        step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
     held_out_loss = _held_out_loss_fn(
         trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
     )
@@ -191,14 +202,19 @@ def fit(
 
     key = run_keys(seed)["train"]
     batches = _batches(source, seed, range(first, num_steps), len(train.x), batch_size)
-    with Progress(num_steps, "train", "step", first, shown=progress) as bar:
+    with Progress(num_steps, "train", "step", first, shown=progress) as bar, log.naming_norms():
         stopping = False
         while done < num_steps and not stopping:
             # Run up to the next step at which something is due, in one XLA call.
             ahead = _steps_ahead(done, num_steps, steps_per_call, intervals.values())
-            state, metrics = step_fn(key, state, *_stacked(batches, ahead, steps_per_call))
+            before = jax.tree.map(np.asarray, state) if debugging else None
+            with unchecked():
+                state, metrics = step_fn(key, state, *_stacked(batches, ahead, steps_per_call))
             done += ahead
             log.pending.append((metrics, ahead))
+            if debugging:
+                index = batch_index(seed, done - 1, len(train.x), batch_size)
+                log.debug(key, before, state, train.arrays(), index, done, checkpoints)
             if devices[0].platform == "cpu":
                 # Collectives that pile up on the CPU deadlock in XLA.
                 jax.block_until_ready(metrics)
@@ -209,6 +225,8 @@ def fit(
             due = {name: last or done % every == 0 for name, every in intervals.items()}
             if due["log_every"] or due["checkpoint_every"]:
                 log.add_losses(done, checkpoints)
+            elif any(due.values()):
+                log.check_finite(done, checkpoints)
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
             if due["checkpoint_every"] and checkpoints is not None:
@@ -220,7 +238,10 @@ def fit(
     batches.close()
     if checkpoints is not None:
         checkpoints.wait()
-    return first_replica(state)
+    state = first_replica(state)
+    if checkpoints is None:
+        _check_state(state, done)
+    return state
 
 
 def compile_steps(
@@ -289,6 +310,24 @@ def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -
     level = jnp.zeros(1, jnp.int32)
     arguments = (example, level) if label is None else (example, level, level)
     return jax.jit(trainer.model.init)(run_keys(seed)["init"], *arguments)
+
+
+def _check_state(
+    state: TrainState, step: int | None = None, checkpoints: Checkpoints | None = None
+) -> None:
+    """Checks that a training state is finite.
+
+    Raises:
+        ValueError: If it is not and was given by the caller, with `step` None.
+        FloatingPointError: If training arrived at it after `step` steps.
+    """
+    name = first_not_finite(state)
+    if name is None:
+        return
+    if step is None:
+        raise ValueError(f"state.{name} is not finite: start from a sound state")
+    kept = "nothing was saved" if checkpoints is None else checkpoints.kept()
+    raise FloatingPointError(f"{name} is not finite at step {step}; {kept}")
 
 
 def _check_numbers(seed: int, **counts: int) -> None:
@@ -453,6 +492,7 @@ class _Log:
     """The losses and times of one call of `fit`."""
 
     def __init__(self, trainer: Trainer, compile_seconds: float):
+        self._trainer = trainer
         self._sigmas = np.asarray(trainer.sigmas)
         self.losses: list[tuple[int, float]] = []
         self.held_out_losses: list[tuple[int, float]] = []
@@ -460,12 +500,14 @@ class _Log:
         # (metrics, number of valid steps) of each call since the last entry of `losses`.
         self.pending: list[tuple[Metrics, int]] = []
         self._grad_norm, self._steps_per_second = float("nan"), 0.0
+        self._norms: list[float] = []  # Gradient norms of the last steps before `pending`.
         self._begun = self._since = time.monotonic()
 
     def add_losses(self, done: int, checkpoints: Checkpoints | None) -> None:
         """Appends the mean loss since the last entry, all of which must be finite."""
         metrics = _concatenated(self.pending)
-        self._check_finite(metrics, done, checkpoints)
+        self._check_metrics(metrics, done, checkpoints)
+        self._norms = [*self._norms, *map(float, metrics.grad_norm[-NORMS:])][-NORMS:]
         self.losses.append((done, float(np.mean(metrics.loss))))
         self._grad_norm = float(metrics.grad_norm[-1])
         now = time.monotonic()
@@ -491,7 +533,52 @@ class _Log:
             train_seconds=time.monotonic() - self._begun,
         )
 
-    def _check_finite(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
+    def check_finite(self, done: int, checkpoints: Checkpoints | None) -> None:
+        """Raises a FloatingPointError if a step since the last entry was not finite."""
+        self._check_metrics(_concatenated(self.pending), done, checkpoints)
+
+    @contextlib.contextmanager
+    def naming_norms(self) -> Iterator[None]:
+        """Adds the last gradient norms to errors that do not name them."""
+        try:
+            yield
+        except FloatingPointError as error:
+            if "gradient norms" in str(error):
+                raise
+            norms = [*self._norms]
+            for metrics, number in self.pending:
+                norms += map(float, np.asarray(metrics.grad_norm)[:number])
+            raise FloatingPointError(f"{error}; {_norms_before(norms)}") from error
+
+    def debug(self, key, before, state, arrays, index, done, checkpoints) -> None:
+        """Names the operation that gave the first NaN of a step, if the step is not finite.
+
+        Args:
+            key: Key of the run.
+            before: State before the step, as host arrays.
+            state: State after it.
+            arrays: Arrays of the training examples.
+            index: Index of the examples of its batch.
+            done: Number of the step.
+            checkpoints: The checkpoints, if any.
+        """
+        error = None
+        try:
+            self.check_finite(done, checkpoints)
+            _check_state(state, done, checkpoints)
+        except FloatingPointError as found:
+            error = found
+        if error is None:
+            return
+        examples = [jnp.asarray(array[index]) for array in arrays]
+        operation = first_operation(
+            self._trainer.step, key, jax.tree.map(jnp.asarray, before), *examples
+        )
+        raise FloatingPointError(f"{operation}; {error}") from error
+
+    def _check_metrics(
+        self, metrics: Metrics, done: int, checkpoints: Checkpoints | None
+    ) -> None:
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         if finite.all():
             return
@@ -500,12 +587,18 @@ class _Log:
         what = "the gradient"
         if level >= 0:
             what = f"the loss at noise level {level} (sigma {self._sigmas[level]:.4g})"
-        message = f"{what} is not finite at step {step}"
+        norms = [*self._norms, *map(float, metrics.grad_norm[:at])]
+        message = f"{what} is not finite at step {step}; {_norms_before(norms)}"
         if checkpoints is not None:
-            saved = checkpoints.steps()
-            kept = f"the checkpoint of step {saved[0]} is kept" if saved else "nothing was saved"
-            message = f"{message}; {kept}"
+            message = f"{message}; {checkpoints.kept()}"
         raise FloatingPointError(f"{message}: lower the learning rate, or clip the gradient")
+
+
+def _norms_before(norms: list[float]) -> str:
+    """A clause about the gradient norms of the steps before an error."""
+    if not norms:
+        return "there are no gradient norms before it"
+    return f"gradient norms before it: {', '.join(f'{norm:.3g}' for norm in norms[-NORMS:])}"
 
 
 def _concatenated(pending: list[tuple[Metrics, int]]) -> Metrics:

@@ -17,7 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.devices import check_divides, described, merge, merge_second, pmap, replicate, split
+from score_jax.debugging import first_not_finite, first_operation, is_debugging, unchecked
+from score_jax.devices import (
+    check_divides,
+    described,
+    first_replica,
+    merge,
+    merge_second,
+    pmap,
+    replicate,
+    split,
+)
 from score_jax.network import as_pytree, with_label
 from score_jax.noise import (
     checked_sigmas,
@@ -306,10 +316,11 @@ def run_chains(
     ends = []
     with Progress(number, name, "chain", shown=progress) as bar:
         for first in range(0, number, batch_size):
-            trajectory = compiled(shared, own(first))
+            with unchecked():
+                trajectory = compiled(shared, own(first))
             # Chains that only fill up the last batch are dropped before they are checked.
             trajectory = _fetched(trajectory, min(batch_size, number - first))
-            _check_finite(trajectory, first)
+            _check_finite(trajectory, first, program, (shared, per_chain))
             for callback in callbacks:
                 callback(first, trajectory)
             ends.append(trajectory.x)
@@ -357,8 +368,17 @@ def _fetched(trajectory: Trajectory, number: int) -> Trajectory:
     return Trajectory(x, snapshots, finite, observed)
 
 
-def _check_finite(trajectory: Trajectory, first: int) -> None:
-    """Raises a FloatingPointError that names the first chain that is not finite."""
+def _check_finite(
+    trajectory: Trajectory, first: int, program: Callable, arguments: tuple[Any, Any]
+) -> None:
+    """Raises a FloatingPointError that names the first chain that is not finite.
+
+    Args:
+        trajectory: Chains, as host arrays.
+        first: Index of the first of them.
+        program: As in `run_chains`.
+        arguments: Its arguments `shared`, replicated, and `per_chain`.
+    """
     x = trajectory.x
     finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
     if finite.all():
@@ -367,11 +387,32 @@ def _check_finite(trajectory: Trajectory, first: int) -> None:
     levels = trajectory.finite[:, chain]
     where = "the last denoising step"
     if not levels.all():
-        where = f"noise level {int(np.argmin(levels))}"
-    raise FloatingPointError(
-        f"chain {first + chain} is not finite after {where}: lower step_size, or train the "
-        "network longer"
-    )
+        where = _level_in_words(int(np.argmin(levels)), program, len(levels))
+    message = f"chain {first + chain} is not finite after {where}"
+
+    # Parameters that are not finite need another remedy than unstable steps.
+    shared, per_chain = arguments
+    if first_not_finite(first_replica(shared)) is not None:
+        raise FloatingPointError(f"{message}, because a parameter is not: take a sound checkpoint")
+    if is_debugging():
+        operation = _first_operation(program, first_replica(shared), per_chain, first + chain)
+        message = f"{operation}; {message}"
+    raise FloatingPointError(f"{message}: lower step_size, or train the network longer")
+
+
+def _level_in_words(level: int, program: Callable, num_levels: int) -> str:
+    """A noise level, with its sigma for samplers that walk through the program's own levels."""
+    sigmas = getattr(program, "sigmas", ())
+    walks = len(sigmas) == num_levels and takes_step_size(getattr(program, "sampler", len))
+    return f"noise level {level} (sigma {sigmas[level]:.4g})" if walks else f"noise level {level}"
+
+
+def _first_operation(program: Callable, shared: Any, per_chain: Any, chain: int) -> str:
+    """Repeats one chain to name the operation that gave its first NaN."""
+    announce(f"repeats chain {chain} one operation at a time ...")
+    index = jnp.asarray([chain], jnp.int32)
+    own = jax.tree.map(lambda array: jnp.asarray(array)[chain : chain + 1], per_chain)
+    return first_operation(program, shared, (index, own))
 
 
 def _check_condition(condition: Any, label: Any, number: int) -> None:

@@ -19,7 +19,7 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 
 # A module imports modules of earlier lines only.
 LAYERS = [
-    ["typing", "progress", "exported", "data.dataset", "data.stream"],
+    ["debugging", "typing", "progress", "exported", "data.dataset", "data.stream"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint", "evaluation.metrics"],
     ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],
     ["network", "devices", "analytic"],

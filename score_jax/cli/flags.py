@@ -67,6 +67,7 @@ class Options(NamedTuple):
         workdirs: Folders of the runs, separated by commas.
         objectives: Objectives to compare them by, separated by commas.
         draws: Number of draws of the noise per example.
+        debug_nans: If True, name the operation that gives the first NaN.
     """
 
     checkpoint: str | None = None
@@ -90,6 +91,7 @@ class Options(NamedTuple):
     workdirs: str | None = None
     objectives: str | None = None
     draws: int | None = None
+    debug_nans: bool = False
 
 
 class Command(NamedTuple):

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         devices = choose_devices(command.config, command.devices, command.mode)
         _keep_compiled(command.cache)
+        if command.options.debug_nans:
+            _debug_nans()
         finished = _function(command.mode)(command, devices)
     except KeyboardInterrupt:
         if is_process:
@@ -70,6 +72,12 @@ def _function(mode: str) -> Callable[[Any, Sequence[Any]], bool]:
 
     module, _, name = MODES[mode].function.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _debug_nans() -> None:
+    import jax
+
+    jax.config.update("jax_debug_nans", True)
 
 
 def _keep_compiled(folder: str | None) -> None:
