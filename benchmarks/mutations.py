@@ -1,6 +1,6 @@
 """Mutates valid configs and counts what the command makes of them.
 
-    python benchmarks/mutations.py [--number 3000] [--seed 0] [--steps 3000] [--verbose]
+    python benchmarks/mutations.py [--number 3000] [--seed 0] [--networks 20] [--verbose]
 
 Every trial takes a published or a small config and changes one to three settings: to numbers up
 to 2**63, 1e308, 1e-320, nan and infinity, to the ends of the allowed range and just beyond, to
@@ -10,9 +10,10 @@ the command does before it compiles: `flags.parse` or `settings.validate`, then 
 
 What is accepted takes one training step and runs the sampler for a few steps on the exact score of
 a Gaussian. The step is `trainer.step` itself, evaluated without `jax.jit`: the same operations on
-the same numbers, of which JAX compiles each only once for all trials. The images, the network, the
-batch and the number of levels are made small beforehand unless the trial changed them; steps that
-would still take more than LARGEST bytes are left out and counted.
+the same numbers, of which JAX compiles each only once for all trials; for networks of images it is
+compiled, at most --networks of them. Trials of equal settings share a step. The images, the
+network, the batch and the number of levels are made small beforehand unless the trial changed
+them; steps that would still take more than LARGEST bytes are left out and counted.
 
 Counts that must be 0:
     tracebacks: exceptions other than a ValueError or an OSError of one sentence
@@ -47,6 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from score_jax.cli.build import IMAGE_MODELS
 from score_jax.cli.config_files import load_config, published_configs
 from score_jax.cli.flags import Command, parse
 from score_jax.cli.run import Run, open_run
@@ -58,7 +60,25 @@ LARGEST = 100_000_000
 """Bytes of a batch above which an accepted step is not taken here."""
 
 FOREIGN = (
-    *(0, 1, 2, 3, 5, 7, 8, 64, 1000, -1, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63, -(2**63)),
+    *(
+        0,
+        1,
+        2,
+        3,
+        5,
+        7,
+        8,
+        64,
+        1000,
+        -1,
+        2**16,
+        2**31 - 1,
+        2**31,
+        2**32 - 1,
+        2**53,
+        2**63,
+        -(2**63),
+    ),
     *(10**12, 10**30, 10**400, 10**5000, True, False, None, -0.0, 0.5, 1.0, 3.0, 1e-3, 1e12),
     *(1e-12, 1e-30, 1e-40, 1e-46, 1e-320, 1e30, 1e38, 1e39, 1e308, -1e308, 1 - 1e-9, 1 + 1e-9),
     *(float("nan"), float("inf"), float("-inf"), 1j, "", " ", "none", "nan", "1", "1e-3", "True"),
@@ -112,7 +132,9 @@ def bases(folder: Path) -> dict[str, Any]:
     configs["own"]["loss"]["name"] = "score_jax.losses.dsm:annealed_dsm"
     configs["own"]["model"] = {"name": "score_jax.models.mlp:MLP", "hidden": (8,)}
     for name, config in configs.items():
-        text = f"import json\n\n\ndef get_config():\n    return json.loads({json.dumps(config)!r})\n"
+        text = (
+            f"import json\n\n\ndef get_config():\n    return json.loads({json.dumps(config)!r})\n"
+        )
         (folder / f"{name}.py").write_text(text)
     return configs
 
@@ -235,16 +257,19 @@ def shrunk(config: dict[str, Any], changes: dict[str, Any], images: Path) -> dic
     small(frames, min(4, config["sampling"]["num_frames"]))
     small("sampling.batch_size", 4)
     small("sampling.num_samples", 4)
-    if not touched & {"noise.num_levels", "sampling.step_size"} and config["noise"]["num_levels"] > 1:
+    if (
+        not touched & {"noise.num_levels", "sampling.step_size"}
+        and config["noise"]["num_levels"] > 1
+    ):
         small("sampling.step_size", None, "noise.sigma_max", "noise.sigma_min")
     return config
 
 
-class TooLarge(Exception):
+class TooLargeError(Exception):
     """A step that is not taken here."""
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def stepped(program: str) -> str:
     """`take_step` and `run_sampler`, once for all trials of equal settings."""
     run = RUNS.pop(program)
@@ -252,6 +277,7 @@ def stepped(program: str) -> str:
 
 
 RUNS: dict[str, Run] = {}
+NETWORKS: set[str] = set()
 
 
 def program_of(run: Run) -> str:
@@ -274,7 +300,7 @@ def take_step(run: Run) -> str:
     widest = max([int(np.prod(run.shape)), *run.config["model"].get("hidden", [])])
     widest *= run.config["model"].get("width", 1) * run.config["loss"]["num_projections"]
     if max(4 * size * widest, 40 * parameters) > LARGEST or len(run.sigmas) > 10_000:
-        raise TooLarge
+        raise TooLargeError
     index = np.arange(size) % len(run.data.train)
     x = jnp.asarray(run.data.train[index])
     label = ()
@@ -283,11 +309,13 @@ def take_step(run: Run) -> str:
 
     key = jax.random.key(run.config["seed"])
     example = jnp.zeros((1, *run.shape))
-    params = run.trainer.model.init(
+    is_image = run.config["model"]["name"] in IMAGE_MODELS
+    compiled = jax.jit if is_image else lambda function: function
+    params = compiled(run.trainer.model.init)(
         key, example, jnp.zeros(1, jnp.int32), *(each[:1] for each in label)
     )
     before = run.trainer.init(params)
-    after, metrics = run.trainer.step(key, before, x, *label)
+    after, metrics = compiled(run.trainer.step)(key, before, x, *label)
     if not (np.isfinite(metrics.loss) and np.isfinite(metrics.grad_norm)):
         return f"loss {metrics.loss}, gradient norm {metrics.grad_norm}"
     leaves = jax.tree.leaves((after.params, after.ema_params, after.opt_state))
@@ -303,7 +331,7 @@ def run_sampler(run: Run) -> str:
     """Runs the sampler on the score of N(0.5, 0.25); returns what is wrong, or an empty text."""
     sigmas = run.sigmas
     if len(sigmas) > 300:
-        raise TooLarge
+        raise TooLargeError
     variance = 0.25 + sigmas**2
     score_fn = lambda x, level: (0.5 - x) / variance[level][:, None]  # noqa: E731
     keys = example_keys(jax.random.key(run.config["seed"]), jnp.arange(2))
@@ -314,7 +342,12 @@ def run_sampler(run: Run) -> str:
     with jax.disable_jit():
         x = run.start(keys, (3,))
         end = run.sampler(
-            keys, score_fn, x, sigmas, **settings, num_steps=num_steps,
+            keys,
+            score_fn,
+            x,
+            sigmas,
+            **settings,
+            num_steps=num_steps,
             denoise=run.config["sampling"]["denoise"],
         )
     end = getattr(end, "x", end)
@@ -330,7 +363,7 @@ def names_setting(message: str, changes: dict[str, Any]) -> bool:
     return False
 
 
-def outcome(trial: Trial, config: dict[str, Any], folder: Path, steps: bool) -> tuple[str, str]:
+def outcome(trial: Trial, config: dict[str, Any], folder: Path, networks: int) -> tuple[str, str]:
     """What became of a trial, and a sentence about it."""
     begun = time.process_time()
     try:
@@ -342,7 +375,10 @@ def outcome(trial: Trial, config: dict[str, Any], folder: Path, steps: bool) -> 
         message = str(error)
         seconds = time.process_time() - begun
         if "\n" in message or len(message) > 600 or not message:
-            return "traceback", f"{type(error).__name__} of {len(message)} characters: {message[:300]}"
+            return (
+                "traceback",
+                f"{type(error).__name__} of {len(message)} characters: {message[:300]}",
+            )
         if not names_setting(message, trial.changes):
             return "unnamed", message
         if seconds > 1:
@@ -352,13 +388,15 @@ def outcome(trial: Trial, config: dict[str, Any], folder: Path, steps: bool) -> 
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
         return "traceback", text
-    if not steps:
-        return "accepted", ""
     try:
         program = program_of(run)
+        if run.config["model"]["name"] in IMAGE_MODELS and program not in NETWORKS:
+            if len(NETWORKS) >= networks:
+                return "accepted", ""
+            NETWORKS.add(program)
         RUNS[program] = run
         wrong = stepped(program)
-    except TooLarge:
+    except TooLargeError:
         return "too large", ""
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -381,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the trials; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--number", type=int, default=3000, help="trials")
-    parser.add_argument("--steps", type=int, default=10**9, help="accepted trials to step")
+    parser.add_argument("--networks", type=int, default=10**9, help="networks of images to step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="first trial")
     parser.add_argument("--verbose", action="store_true", help="print every trial")
@@ -396,12 +434,13 @@ def main(arguments: list[str] | None = None) -> int:
         for i in range(given.first, given.first + given.number):
             trial = draw(np.random.default_rng([given.seed, i]), configs)
             begun = time.process_time()
-            steps = counts["stepped"] < given.steps
             with hidden(), np.errstate(all="ignore"):
-                kind, text = outcome(trial, configs[trial.base], folder, steps)
+                kind, text = outcome(trial, configs[trial.base], folder, given.networks)
             if kind == "refused":
                 slowest = max(slowest, time.process_time() - begun)
             counts[kind] += 1
+            if (i + 1 - given.first) % 250 == 0:
+                print(f"{i + 1 - given.first}: {dict(counts)}", file=sys.stderr, flush=True)
             if kind in WRONG or given.verbose:
                 seconds = time.process_time() - begun
                 changes = ", ".join(f"{name}={shown(v)}" for name, v in trial.changes.items())

@@ -19,6 +19,7 @@ import numpy as np
 
 from score_jax.debugging import first_not_finite
 
+
 class Checkpoints:
     """The checkpoints of one run.
 

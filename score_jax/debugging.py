@@ -69,6 +69,10 @@ def _place(error: BaseException) -> str:
     """The innermost line outside JAX that an error passed through, in words."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
-        if LIBRARY not in path.parents and path != Path(__file__) and "contextlib" not in path.name:
+        if (
+            LIBRARY not in path.parents
+            and path != Path(__file__)
+            and "contextlib" not in path.name
+        ):
             return f", at {path.parent.name}/{path.name}:{frame.lineno} in {frame.name}"
     return ""

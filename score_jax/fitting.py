@@ -33,7 +33,7 @@ from score_jax.devices import (
     pmap,
     replicate,
 )
-from score_jax.noise import run_keys
+from score_jax.noise import check_seed, run_keys
 from score_jax.progress import Progress, announce
 from score_jax.training import Metrics, Trainer, TrainState
 
@@ -333,10 +333,13 @@ def _check_state(
 def _check_numbers(seed: int, **counts: int) -> None:
     """Raises a ValueError for a seed out of range, or counts that are not positive."""
     for name, value in counts.items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        if not _is_whole(value) or value < 1:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    check_seed(seed)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata) -> list:
@@ -345,7 +348,7 @@ def _best_callbacks(workdir, keep_best, best_by, held_out, eval_every, metadata)
     Raises:
         ValueError: If keep_best is no count, or there is no measure.
     """
-    if isinstance(keep_best, bool) or int(keep_best) != keep_best or keep_best < 0:
+    if not _is_whole(keep_best) or keep_best < 0:
         raise ValueError(f"keep_best={keep_best} must be a whole number of at least 0")
     if keep_best and best_by is None and held_out is None:
         raise ValueError(
@@ -576,9 +579,7 @@ class _Log:
         )
         raise FloatingPointError(f"{operation}; {error}") from error
 
-    def _check_metrics(
-        self, metrics: Metrics, done: int, checkpoints: Checkpoints | None
-    ) -> None:
+    def _check_metrics(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         if finite.all():
             return

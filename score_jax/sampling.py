@@ -30,6 +30,8 @@ from score_jax.devices import (
 )
 from score_jax.network import as_pytree, with_label
 from score_jax.noise import (
+    check_counts,
+    check_seed,
     checked_sigmas,
     example_keys,
     run_keys,
@@ -170,10 +172,8 @@ def sample(
         FloatingPointError: If a chain is not finite; names the chain and the noise level.
     """
     shape = tuple(int(length) for length in shape)
-    if number < 1:
-        raise ValueError(f"number={number} must be at least 1")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    check_counts(number=number)
+    check_seed(seed)
     if condition is not None:
         _check_condition(condition, label, number)
     sigmas = jnp.asarray(checked_sigmas(sigmas))

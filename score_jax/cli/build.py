@@ -322,8 +322,8 @@ def state_shape(
         state, score = jax.eval_shape(init, x, level, *label)
     if jnp.shape(score) != x.shape:
         raise ValueError(
-            f"config.model.name={name!r} returns {list(jnp.shape(score))} for examples {list(x.shape)}, but "
-            "a score has the shape of the data"
+            f"config.model.name={name!r} returns {list(jnp.shape(score))} for examples "
+            f"{list(x.shape)}, but a score has the shape of the data"
         )
     return state
 

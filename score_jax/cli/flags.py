@@ -221,7 +221,8 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
         close = difflib.get_close_matches(error.flagname, [flag.name for flag in FLAGS], 2)
         guess = f": did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
         raise ValueError(
-            f"--{shortened(error.flagname)} is not a flag{guess} (score-jax --help lists the flags)"
+            f"--{shortened(error.flagname)} is not a flag{guess} (score-jax --help lists the "
+            "flags)"
         ) from None
     except flags.IllegalFlagValueError as error:
         raise ValueError(str(error.__context__ or error)) from None

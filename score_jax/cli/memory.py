@@ -3,6 +3,7 @@
 Lower bounds only: what is refused here cannot run, and what passes may still be too large.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,7 +143,7 @@ def _parameters(model: Mapping[str, Any], size: int) -> int:
     """A number that the network's parameters exceed; 0 for a user's own."""
     if model["name"] == "mlp" and model.get("hidden"):
         widths = [size, *model["hidden"], size]
-        return sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        return sum(a * b for a, b in itertools.pairwise(widths))
     return SQUARE.get(model["name"], 0) * model.get("width", 0) ** 2
 
 

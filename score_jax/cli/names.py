@@ -34,8 +34,8 @@ def resolve(table: Mapping[str, str], name: str, setting: str) -> Callable:
     module_name, colon, attribute = path.partition(":")
     if not colon:
         raise ValueError(
-            f"config.{setting}={shown(name)} is not known: choose among {', '.join(table)}, or name "
-            "your own as package.module:name"
+            f"config.{setting}={shown(name)} is not known: choose among {', '.join(table)}, or "
+            "name your own as package.module:name"
         )
     if name not in table and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -146,9 +146,7 @@ def signature(function: Callable, what: str) -> inspect.Signature:
 
 
 @contextlib.contextmanager
-def calling(
-    setting: str, name: str, settings: Mapping[str, Any] | None = None
-) -> Iterator[None]:
+def calling(setting: str, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Turns errors of an object of the user's own into a ValueError that names the setting.
 
     Args:

@@ -210,8 +210,8 @@ def _check_own(name: str, value: Any) -> None:
             raise ValueError(f"config.{name}={shown(value)} must be finite")
         if not isinstance(each, int | float | str | None):
             raise ValueError(
-                f"config.{name}={shown(value)} must be a number, text, True, False, none, or a tuple "
-                "of these"
+                f"config.{name}={shown(value)} must be a number, text, True, False, none, or a "
+                "tuple of these"
             )
 
 

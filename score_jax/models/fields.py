@@ -11,13 +11,6 @@ def check_switches(**fields: Any) -> None:
             raise ValueError(f"{name}={value!r} must be True or False")
 
 
-def check_counts(**fields: Any) -> None:
-    """Raises a ValueError for a field that is not a whole number of at least 1."""
-    for name, value in fields.items():
-        if not _is_whole(value) or value < 1:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-
-
 def check_widths(**fields: Any) -> None:
     """Raises a ValueError for a field that is no tuple of whole numbers of at least 1."""
     for name, value in fields.items():

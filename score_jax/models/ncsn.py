@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_jax.models.fields import check_counts, check_switches
+from score_jax.models.fields import check_switches
 from score_jax.models.layers import (
     ClassConditional,
     ConditionalInstanceNormPlus,
@@ -20,6 +20,7 @@ from score_jax.models.layers import (
 )
 from score_jax.models.preconditioning import as_floats
 from score_jax.models.refinenet import Stage, check_label, check_size, check_width, refine_net
+from score_jax.noise import check_counts
 from score_jax.typing import Images, Labels, Levels
 
 STAGES = (

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax.models.fields import check_counts, check_switches
+from score_jax.models.fields import check_switches
 from score_jax.models.layers import (
     ClassConditional,
     Conv,
@@ -25,6 +25,7 @@ from score_jax.models.layers import (
 )
 from score_jax.models.preconditioning import as_floats
 from score_jax.models.refinenet import Stage, check_label, check_size, check_width, refine_net
+from score_jax.noise import check_counts
 from score_jax.typing import Images, Labels, Levels
 
 VARIANTS = {

@@ -18,7 +18,6 @@ import numpy as np
 from score_jax.noise import checked_sigmas, per_example, sigma_at
 from score_jax.typing import AnyLevels, Array, Batch
 
-
 LARGEST = 1e15
 """Size of data above which their squares, or the inverse of them, leave float32."""
 

@@ -12,9 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax.models.fields import check_counts
 from score_jax.models.layers import Conv, FeatureMap, compute_dtype, flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
+from score_jax.noise import check_counts
 from score_jax.typing import AnyLevels, Array, Images, Labels
 
 
