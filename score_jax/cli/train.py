@@ -280,12 +280,10 @@ def naming_optimizer(run: Run) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         rate = run.config["optim"]["learning_rate"]
-        naming = (
-            "" if is_debugging() else "; the same command with --debug_nans names the operation"
-        )
+        hint = "" if is_debugging() else "; --debug_nans names the operation"
         raise FloatingPointError(
             f"{error}; config.optim.learning_rate is {rate:g} and config.optim.clip_norm "
-            f"{run.config['optim']['clip_norm'] or 'none'}: change them in another --workdir{naming}"
+            f"{run.config['optim']['clip_norm'] or 'none'}: change them in another --workdir{hint}"
         ) from error
 
 

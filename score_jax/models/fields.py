@@ -17,8 +17,8 @@ def check_widths(**fields: Any) -> None:
         widths = value if isinstance(value, tuple | list) else ()
         if not widths or not all(_is_whole(width) and width >= 1 for width in widths):
             raise ValueError(
-                f"{name}={value!r} must name at least one layer as a tuple such as (128, 128), and "
-                "every width must be at least 1"
+                f"{name}={value!r} must name at least one layer, as a tuple such as (128, 128), "
+                "and every width must be at least 1"
             )
 
 
