@@ -363,7 +363,9 @@ def names_setting(message: str, changes: dict[str, Any]) -> bool:
     return False
 
 
-def outcome(trial: Trial, config: dict[str, Any], folder: Path, networks: int) -> tuple[str, str]:
+def outcome(
+    trial: Trial, config: dict[str, Any], folder: Path, networks: int | None
+) -> tuple[str, str]:
     """What became of a trial, and a sentence about it."""
     begun = time.process_time()
     try:
@@ -388,6 +390,8 @@ def outcome(trial: Trial, config: dict[str, Any], folder: Path, networks: int) -
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"{type(error).__name__}: {str(error)[:300]} ({where.filename}:{where.lineno})"
         return "traceback", text
+    if networks is None:
+        return "accepted", ""
     try:
         program = program_of(run)
         if run.config["model"]["name"] in IMAGE_MODELS and program not in NETWORKS:
@@ -419,6 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the trials; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--number", type=int, default=3000, help="trials")
+    parser.add_argument("--steps", type=int, default=10**9, help="trials to step")
     parser.add_argument("--networks", type=int, default=10**9, help="networks of images to step")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="first trial")
@@ -434,8 +439,9 @@ def main(arguments: list[str] | None = None) -> int:
         for i in range(given.first, given.first + given.number):
             trial = draw(np.random.default_rng([given.seed, i]), configs)
             begun = time.process_time()
+            networks = given.networks if counts["stepped"] < given.steps else None
             with hidden(), np.errstate(all="ignore"):
-                kind, text = outcome(trial, configs[trial.base], folder, given.networks)
+                kind, text = outcome(trial, configs[trial.base], folder, networks)
             if kind == "refused":
                 slowest = max(slowest, time.process_time() - begun)
             counts[kind] += 1
