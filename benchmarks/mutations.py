@@ -430,7 +430,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="print every trial")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    jax.config.update("jax_disable_most_optimizations", True)
+    if given.steps:
+        jax.config.update("jax_disable_most_optimizations", True)
     counts: collections.Counter = collections.Counter()
     slowest = 0.0
     with tempfile.TemporaryDirectory() as name:

@@ -556,12 +556,12 @@ def holds(setting: Setting, value: Any) -> bool:
     return bool(within) and (setting.kind is int or _in_float32(setting, value))
 
 
-def _in_float32(setting: Setting, value: float) -> bool:
+def _in_float32(setting: Setting, value: int | float) -> bool:
     """Returns True if float32 holds a number: not as 0, nor as the bound that is not allowed."""
     single = np.float32(value)
     if value != 0 and abs(single) < np.finfo(np.float32).tiny:
         return False
-    return setting.below is None or single < setting.below
+    return setting.below is None or bool(single < setting.below)
 
 
 def is_own(value: Any) -> bool:
