@@ -175,7 +175,6 @@ def fit(
         checkpoints = Checkpoints(Path(workdir).expanduser() / "checkpoints", keep_checkpoints)
     facts = _facts(trainer, train, seed, batch_size)
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps)
-    _check_state(state)
     first = done = int(state.step)
     if first == num_steps:
         announce(f"training is complete ({num_steps} steps)", progress)
@@ -190,14 +189,13 @@ def fit(
     where = f"batch of {batch_size} on {described(devices)}"
     announce(f"compiling the training step ({where}) ...", progress)
     begun = time.monotonic()
-    debugging = is_debugging()
-    steps_per_call = 1 if debugging else steps_per_call
-    with unchecked():
-        step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
+    steps_per_call = 1 if is_debugging() else steps_per_call
+    step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
     held_out_loss = _held_out_loss_fn(
         trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
     )
-    log = _Log(trainer, time.monotonic() - begun)
+    log = _Log(trainer, time.monotonic() - begun, checkpoints)
+    step_fn = log.debugged(step_fn, train, seed, batch_size)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
 
     key = run_keys(seed)["train"]
@@ -207,14 +205,9 @@ def fit(
         while done < num_steps and not stopping:
             # Run up to the next step at which something is due, in one XLA call.
             ahead = _steps_ahead(done, num_steps, steps_per_call, intervals.values())
-            before = jax.tree.map(np.asarray, state) if debugging else None
-            with unchecked():
-                state, metrics = step_fn(key, state, *_stacked(batches, ahead, steps_per_call))
+            state, metrics = step_fn(key, state, *_stacked(batches, ahead, steps_per_call))
             done += ahead
             log.pending.append((metrics, ahead))
-            if debugging:
-                index = batch_index(seed, done - 1, len(train.x), batch_size)
-                log.debug(key, before, state, train.arrays(), index, done, checkpoints)
             if devices[0].platform == "cpu":
                 # Collectives that pile up on the CPU deadlock in XLA.
                 jax.block_until_ready(metrics)
@@ -225,8 +218,6 @@ def fit(
             due = {name: last or done % every == 0 for name, every in intervals.items()}
             if due["log_every"] or due["checkpoint_every"]:
                 log.add_losses(done, checkpoints)
-            elif any(due.values()):
-                log.check_finite(done, checkpoints)
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
             if due["checkpoint_every"] and checkpoints is not None:
@@ -236,11 +227,16 @@ def fit(
                     callback(log.report(done, num_steps, state))
             bar.update(done, loss=log.last_loss(metrics))
     batches.close()
-    if checkpoints is not None:
-        checkpoints.wait()
+    return _finished(state, done, checkpoints)
+
+
+def _finished(state: TrainState, done: int, checkpoints: Checkpoints | None) -> TrainState:
+    """The state on the first device, once everything is on disk."""
     state = first_replica(state)
     if checkpoints is None:
         _check_state(state, done)
+    else:
+        checkpoints.wait()
     return state
 
 
@@ -288,10 +284,12 @@ def compile_steps(
     example = source.fetch(np.zeros(batch_size, np.int32))
     arguments = tuple(np.stack([array] * steps_per_call, axis=1) for array in example)
     fixed = (jax.random.key(0), source.resident)
-    compiled = program.lower(fixed, state, arguments, np.int32(1)).compile()
+    with unchecked():
+        compiled = program.lower(fixed, state, arguments, np.int32(1)).compile()
 
     def run(key, state, arguments, number):
-        return compiled((key, source.resident), state, arguments, np.int32(number))
+        with unchecked():
+            return compiled((key, source.resident), state, arguments, np.int32(number))
 
     run.compiled = compiled
     return run
@@ -413,6 +411,8 @@ def _initial_state(
         state = jax.tree.map(jnp.asarray, restored)
     elif state is None:
         state = trainer.init(initial_params(trainer, *train, seed))
+    else:
+        _check_state(state)
     if int(state.step) > num_steps:
         where = f"{checkpoints.folder.parent} has" if saved else "state has"
         raise ValueError(
@@ -494,7 +494,8 @@ def _held_out_loss_fn(
 class _Log:
     """The losses and times of one call of `fit`."""
 
-    def __init__(self, trainer: Trainer, compile_seconds: float):
+    def __init__(self, trainer: Trainer, compile_seconds: float, checkpoints: Checkpoints | None):
+        self._checkpoints = checkpoints
         self._trainer = trainer
         self._sigmas = np.asarray(trainer.sigmas)
         self.losses: list[tuple[int, float]] = []
@@ -523,7 +524,9 @@ class _Log:
         return self.losses[-1][1] if self.losses else float(np.asarray(metrics.loss)[0])
 
     def report(self, done: int, num_steps: int, state: TrainState) -> Report:
-        """The report for callbacks."""
+        """The report for callbacks, after steps that must be finite."""
+        if self.pending:
+            self._check_metrics(_concatenated(self.pending), done, self._checkpoints)
         return Report(
             step=done,
             num_steps=num_steps,
@@ -535,10 +538,6 @@ class _Log:
             compile_seconds=self.compile_seconds,
             train_seconds=time.monotonic() - self._begun,
         )
-
-    def check_finite(self, done: int, checkpoints: Checkpoints | None) -> None:
-        """Raises a FloatingPointError if a step since the last entry was not finite."""
-        self._check_metrics(_concatenated(self.pending), done, checkpoints)
 
     @contextlib.contextmanager
     def naming_norms(self) -> Iterator[None]:
@@ -553,31 +552,35 @@ class _Log:
                 norms += map(float, np.asarray(metrics.grad_norm)[:number])
             raise FloatingPointError(f"{error}; {_norms_before(norms)}") from error
 
-    def debug(self, key, before, state, arrays, index, done, checkpoints) -> None:
-        """Names the operation that gave the first NaN of a step, if the step is not finite.
+    def debugged(self, step_fn: Callable, train: Examples, seed: int, batch_size: int) -> Callable:
+        """`step_fn`, or with `jax_debug_nans` one that repeats a step that is not finite.
 
         Args:
-            key: Key of the run.
-            before: State before the step, as host arrays.
-            state: State after it.
-            arrays: Arrays of the training examples.
-            index: Index of the examples of its batch.
-            done: Number of the step.
-            checkpoints: The checkpoints, if any.
+            step_fn: As returned by `compile_steps`, for one step per call.
+            train: The training examples.
+            seed: Seed of the run.
+            batch_size: Examples per step.
         """
-        error = None
-        try:
-            self.check_finite(done, checkpoints)
-            _check_state(state, done, checkpoints)
-        except FloatingPointError as found:
-            error = found
-        if error is None:
-            return
-        examples = [jnp.asarray(array[index]) for array in arrays]
-        operation = first_operation(
-            self._trainer.step, key, jax.tree.map(jnp.asarray, before), *examples
-        )
-        raise FloatingPointError(f"{operation}; {error}") from error
+        if not is_debugging():
+            return step_fn
+
+        def step(key, state, arguments, number):
+            before = jax.tree.map(np.asarray, state)
+            state, metrics = step_fn(key, state, arguments, number)
+            done = int(before.step) + 1
+            try:
+                metrics_of_all = _concatenated([*self.pending, (metrics, number)])
+                self._check_metrics(metrics_of_all, done, self._checkpoints)
+                _check_state(state, done, self._checkpoints)
+            except FloatingPointError as error:
+                index = batch_index(seed, done - 1, len(train.x), batch_size)
+                examples = [jnp.asarray(array[index]) for array in train.arrays()]
+                before = jax.tree.map(jnp.asarray, before)
+                operation = first_operation(self._trainer.step, key, before, *examples)
+                raise FloatingPointError(f"{operation}; {error}") from error
+            return state, metrics
+
+        return step
 
     def _check_metrics(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
