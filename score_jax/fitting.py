@@ -550,7 +550,7 @@ class _Log:
             norms = [*self._norms]
             for metrics, number in self.pending:
                 norms += map(float, np.asarray(metrics.grad_norm)[:number])
-            raise FloatingPointError(f"{error}; {_norms_before(norms)}") from error
+            raise FloatingPointError(f"{error}{_norms_before(norms)}") from error
 
     def debugged(self, step_fn: Callable, train: Examples, seed: int, batch_size: int) -> Callable:
         """`step_fn`, or with `jax_debug_nans` one that repeats a step that is not finite.
@@ -592,17 +592,17 @@ class _Log:
         if level >= 0:
             what = f"the loss at noise level {level} (sigma {self._sigmas[level]:.4g})"
         norms = [*self._norms, *map(float, metrics.grad_norm[:at])]
-        message = f"{what} is not finite at step {step}; {_norms_before(norms)}"
+        message = f"{what} is not finite at step {step}{_norms_before(norms)}"
         if checkpoints is not None:
             message = f"{message}; {checkpoints.kept()}"
         raise FloatingPointError(f"{message}: lower the learning rate, or clip the gradient")
 
 
 def _norms_before(norms: list[float]) -> str:
-    """A clause about the gradient norms of the steps before an error."""
+    """A clause about the gradient norms of the steps before an error; empty without any."""
     if not norms:
-        return "there are no gradient norms before it"
-    return f"gradient norms before it: {', '.join(f'{norm:.3g}' for norm in norms[-NORMS:])}"
+        return ""
+    return f"; gradient norms before it: {', '.join(f'{norm:.3g}' for norm in norms[-NORMS:])}"
 
 
 def _concatenated(pending: list[tuple[Metrics, int]]) -> Metrics:

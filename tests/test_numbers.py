@@ -125,5 +125,5 @@ def test_a_chain_names_level_sigma_and_the_operation(debug):
 
 
 def test_only_as_many_norms_as_there_are_steps():
-    assert fitting._norms_before([]) == "there are no gradient norms before it"
-    assert fitting._norms_before([1.25, 250.0]) == "gradient norms before it: 1.25, 250"
+    assert fitting._norms_before([]) == ""
+    assert fitting._norms_before([1.25, 250.0]) == "; gradient norms before it: 1.25, 250"
