@@ -31,6 +31,7 @@ or `sj.NCSN` are imported when they are first used.
     evaluation     the objective at every noise level, comparison of runs, calibration; metrics of
                    samples in the features of a classifier or Inception; diagnostics of chains;
                    log densities; nearest neighbours
+    debugging      the operation that gave the first NaN
     progress       the line that shows how far a loop is
     reading        files of unknown origin, within bounds of size
     cli            the command `score-jax`

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from score_jax.debugging import first_not_finite
 from score_jax.reading import expanded
 from score_jax.records import (
     HIDDEN,
@@ -73,6 +74,7 @@ class Checkpoints:
         Raises:
             OSError: If the disk is full or cannot be written; possibly only at the next save or at
                 `wait`.
+            FloatingPointError: If the state is not finite; nothing is saved then.
         """
         import orbax.checkpoint as ocp
 
@@ -83,6 +85,7 @@ class Checkpoints:
                 return
             self.wait()
             state = jax.tree.map(np.asarray, state)
+            self.check_finite(step, state)
             items = ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 meta=ocp.args.JsonSave(record(step, state, metadata or {}, identity)),
@@ -98,6 +101,13 @@ class Checkpoints:
         if self._keep is not None:
             for step in self.steps()[self._keep :]:
                 self._remove(step)
+
+    def kept(self) -> str:
+        """A clause about the newest checkpoint, once everything is on disk."""
+        with contextlib.suppress(OSError):
+            self.wait()
+        steps = self.steps()
+        return f"the checkpoint of step {steps[0]} is kept" if steps else "nothing was saved"
 
     def restore(
         self, like: Any, step: int | None = None, check: Check | None = None
@@ -202,6 +212,14 @@ class Checkpoints:
                 f"({_first_line(error)}): choose another step, or restore it from a copy"
             ) from error
 
+    def check_finite(self, step: int, state: Any) -> None:
+        """Raises a FloatingPointError for a state that must not replace a sound one."""
+        name = first_not_finite(state)
+        if name is not None:
+            raise FloatingPointError(
+                f"{name} is not finite at step {step}, which is not saved; {self.kept()}"
+            )
+
     def _opened(self) -> Any:
         import orbax.checkpoint as ocp
 
@@ -260,6 +278,9 @@ class Checkpoints:
             state = reader.restore(self.folder / str(step), args=items).state
         _check_shapes(state, stored)
         check_state(state, meta, step)
+        name = first_not_finite(state)
+        if name is not None:
+            raise ValueError(f"{name} is not finite")
         if self._run is not None and "stored" in meta:
             self._run.seen = meta["stored"]["identity"]
         return _converted(state, target, self.folder / str(step))
@@ -333,7 +354,7 @@ class BestCheckpoints:
             True if the state is kept.
 
         Raises:
-            OSError: As `Checkpoints.save`.
+            OSError, FloatingPointError: As `Checkpoints.save`.
         """
         known = self._values.get(step)
         if known is not None and known < math.inf:
@@ -341,6 +362,7 @@ class BestCheckpoints:
         better = sum(other <= value for other in self._values.values())
         if not math.isfinite(value) or better >= self._keep:
             return False
+        self._checkpoints.check_finite(step, state)
 
         # A checkpoint of another measure stands in the way of that of the same step.
         if known is not None:

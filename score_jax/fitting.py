@@ -22,6 +22,7 @@ from score_jax.checkpoint import BestCheckpoints, Check, Checkpoints
 from score_jax.data.dataset import batch_index
 from score_jax.data.examples import Examples, placed, splits_of
 from score_jax.data.stream import prefetch
+from score_jax.debugging import first_not_finite, first_operation, is_debugging, unchecked
 from score_jax.devices import (
     AXIS,
     Feed,
@@ -35,10 +36,13 @@ from score_jax.devices import (
     pmap,
     replicate,
 )
-from score_jax.noise import run_keys
+from score_jax.noise import check_seed, run_keys
 from score_jax.progress import Progress, announce
 from score_jax.records import RunIdentity
 from score_jax.training import Metrics, Trainer, TrainState
+
+NORMS = 5
+"""Number of gradient norms in an error."""
 
 
 class Report(NamedTuple):
@@ -153,8 +157,10 @@ def fit(
     Raises:
         ValueError: If arguments do not fit each other, or the checkpoints in `workdir` do not fit
             them.
-        FloatingPointError: If a loss is not finite; names the step and the noise level. Earlier
-            checkpoints are kept.
+        FloatingPointError: If a loss, a gradient or a parameter is not finite; names the step,
+            the noise level and the gradient norms before it. Earlier checkpoints are kept. With
+            JAX's switch `jax_debug_nans`, steps run one by one and the error also names the
+            operation that gave the first NaN.
         OSError: If `workdir` cannot be written, or an example cannot be read; the steps before it
             are saved.
     """
@@ -198,15 +204,17 @@ def fit(
     source = feed(train.arrays(), devices, resident)
     state = replicate(state, devices)
     begun = _announce_compiling(batch_size, devices, progress)
+    steps_per_call = 1 if is_debugging() else steps_per_call
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
     held_out_loss = _held_out_loss_fn(
         trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
     )
-    log = _Log(trainer, time.monotonic() - begun)
+    log = _Log(trainer, time.monotonic() - begun, checkpoints)
+    step_fn = log.debugged(step_fn, train, seed, batch_size)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
     key = run_keys(seed)["train"]
     batches = _batches(source, seed, range(first, num_steps), len(train.x), batch_size)
-    with Progress(num_steps, "train", "step", first, shown=progress) as bar:
+    with Progress(num_steps, "train", "step", first, shown=progress) as bar, log.naming_norms():
         stopping = False
         while done < num_steps and not stopping:
             # Run up to the next step at which something is due, in one XLA call.
@@ -235,9 +243,17 @@ def fit(
                     callback(log.report(done, num_steps, state, stopping))
             bar.update(done, loss=log.last_loss(metrics))
     batches.close()
-    if checkpoints is not None:
+    return _finished(state, done, checkpoints)
+
+
+def _finished(state: TrainState, done: int, checkpoints: Checkpoints | None) -> TrainState:
+    """The state on the first device, once everything is on disk."""
+    state = first_replica(state)
+    if checkpoints is None:
+        _check_state(state, done)
+    else:
         checkpoints.wait()
-    return first_replica(state)
+    return state
 
 
 def _announce_compiling(batch_size: int, devices: Sequence[jax.Device], progress: bool) -> float:
@@ -292,10 +308,12 @@ def compile_steps(
     example = source.fetch(np.zeros(batch_size, np.int32))
     arguments = tuple(np.stack([array] * steps_per_call, axis=1) for array in example)
     fixed = (jax.random.key(0), source.resident)
-    compiled = compile_pmapped(program, (fixed, state, arguments, np.int32(1)), axes, None)
+    with unchecked():
+        compiled = compile_pmapped(program, (fixed, state, arguments, np.int32(1)), axes, None)
 
     def run(key, state, arguments, number):
-        return compiled((key, source.resident), state, arguments, np.int32(number))
+        with unchecked():
+            return compiled((key, source.resident), state, arguments, np.int32(number))
 
     run.compiled = compiled
     return run
@@ -316,13 +334,34 @@ def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -
     return jax.jit(trainer.model.init)(run_keys(seed)["init"], *arguments)
 
 
+def _check_state(
+    state: TrainState, step: int | None = None, checkpoints: Checkpoints | None = None
+) -> None:
+    """Checks that a training state is finite.
+
+    Raises:
+        ValueError: If it is not and was given by the caller, with `step` None.
+        FloatingPointError: If training arrived at it after `step` steps.
+    """
+    name = first_not_finite(state)
+    if name is None:
+        return
+    if step is None:
+        raise ValueError(f"state.{name} is not finite: start from a sound state")
+    kept = "nothing was saved" if checkpoints is None else checkpoints.kept()
+    raise FloatingPointError(f"{name} is not finite at step {step}; {kept}")
+
+
 def _check_numbers(seed: int, **counts: int) -> None:
     """Raises a ValueError for a seed out of range, or counts that are not positive."""
     for name, value in counts.items():
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        if not _is_whole(value) or value < 1:
             raise ValueError(f"{name}={value} must be a whole number of at least 1")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must be in [0, 2**32)")
+    check_seed(seed)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _newest_checkpoints(run: RunIdentity | None, keep: int) -> Checkpoints | None:
@@ -336,7 +375,7 @@ def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> 
     Raises:
         ValueError: If keep_best is no count, or there is no measure.
     """
-    if isinstance(keep_best, bool) or int(keep_best) != keep_best or keep_best < 0:
+    if not _is_whole(keep_best) or keep_best < 0:
         raise ValueError(f"keep_best={keep_best} must be a whole number of at least 0")
     if keep_best and best_by is None and held_out is None:
         raise ValueError(
@@ -406,6 +445,8 @@ def _initial_state(
         state = jax.tree.map(jnp.asarray, restored)
     elif state is None:
         state = trainer.init(initial_params(trainer, *train, seed))
+    else:
+        _check_state(state)
     if int(state.step) > num_steps:
         where = f"{checkpoints.folder.parent} has" if saved else "state has"
         raise ValueError(
@@ -505,7 +546,9 @@ def _held_out_loss_fn(
 class _Log:
     """The losses and times of one call of `fit`."""
 
-    def __init__(self, trainer: Trainer, compile_seconds: float):
+    def __init__(self, trainer: Trainer, compile_seconds: float, checkpoints: Checkpoints | None):
+        self._checkpoints = checkpoints
+        self._trainer = trainer
         self._sigmas = np.asarray(trainer.sigmas)
         self.losses: list[tuple[int, float]] = []
         self.held_out_losses: list[tuple[int, float]] = []
@@ -513,12 +556,14 @@ class _Log:
         # (metrics, number of valid steps) of each call since the last entry of `losses`.
         self.pending: list[tuple[Metrics, int]] = []
         self._grad_norm, self._steps_per_second = float("nan"), 0.0
+        self._norms: list[float] = []  # Gradient norms of the last steps before `pending`.
         self._begun = self._since = time.monotonic()
 
     def add_losses(self, done: int, checkpoints: Checkpoints | None) -> None:
         """Appends the mean loss since the last entry, all of which must be finite."""
         metrics = _concatenated(self.pending)
-        self._check_finite(metrics, done, checkpoints)
+        self._check_metrics(metrics, done, checkpoints)
+        self._norms = [*self._norms, *map(float, metrics.grad_norm[-NORMS:])][-NORMS:]
         self.losses.append((done, float(np.mean(metrics.loss))))
         self._grad_norm = float(metrics.grad_norm[-1])
         now = time.monotonic()
@@ -531,7 +576,9 @@ class _Log:
         return self.losses[-1][1] if self.losses else float(np.asarray(metrics.loss)[0])
 
     def report(self, done: int, num_steps: int, state: TrainState, stopping: bool) -> Report:
-        """The report for callbacks."""
+        """The report for callbacks, after steps that must be finite."""
+        if self.pending:
+            self._check_metrics(_concatenated(self.pending), done, self._checkpoints)
         return Report(
             step=done,
             num_steps=num_steps,
@@ -545,7 +592,50 @@ class _Log:
             stopping=stopping and done < num_steps,
         )
 
-    def _check_finite(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
+    @contextlib.contextmanager
+    def naming_norms(self) -> Iterator[None]:
+        """Adds the last gradient norms to errors that do not name them."""
+        try:
+            yield
+        except FloatingPointError as error:
+            if "gradient norms" in str(error):
+                raise
+            norms = [*self._norms]
+            for metrics, number in self.pending:
+                norms += map(float, np.asarray(metrics.grad_norm)[:number])
+            raise FloatingPointError(f"{error}{_norms_before(norms)}") from error
+
+    def debugged(self, step_fn: Callable, train: Examples, seed: int, batch_size: int) -> Callable:
+        """`step_fn`, or with `jax_debug_nans` one that repeats a step that is not finite.
+
+        Args:
+            step_fn: As returned by `compile_steps`, for one step per call.
+            train: The training examples.
+            seed: Seed of the run.
+            batch_size: Examples per step.
+        """
+        if not is_debugging():
+            return step_fn
+
+        def step(key, state, arguments, number):
+            before = jax.tree.map(np.asarray, state)
+            state, metrics = step_fn(key, state, arguments, number)
+            done = int(before.step) + 1
+            try:
+                metrics_of_all = _concatenated([*self.pending, (metrics, number)])
+                self._check_metrics(metrics_of_all, done, self._checkpoints)
+                _check_state(state, done, self._checkpoints)
+            except FloatingPointError as error:
+                index = batch_index(seed, done - 1, len(train.x), batch_size)
+                examples = [jnp.asarray(array[index]) for array in train.arrays()]
+                before = jax.tree.map(jnp.asarray, before)
+                operation = first_operation(self._trainer.step, key, before, *examples)
+                raise FloatingPointError(f"{operation}; {error}") from error
+            return state, metrics
+
+        return step
+
+    def _check_metrics(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
         finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
         if finite.all():
             return
@@ -554,12 +644,18 @@ class _Log:
         what = "the gradient"
         if level >= 0:
             what = f"the loss at noise level {level} (sigma {self._sigmas[level]:.4g})"
-        message = f"{what} is not finite at step {step}"
+        norms = [*self._norms, *map(float, metrics.grad_norm[:at])]
+        message = f"{what} is not finite at step {step}{_norms_before(norms)}"
         if checkpoints is not None:
-            saved = checkpoints.steps()
-            kept = f"the checkpoint of step {saved[0]} is kept" if saved else "nothing was saved"
-            message = f"{message}; {kept}"
+            message = f"{message}; {checkpoints.kept()}"
         raise FloatingPointError(f"{message}: lower the learning rate, or clip the gradient")
+
+
+def _norms_before(norms: list[float]) -> str:
+    """A clause about the gradient norms of the steps before an error; empty without any."""
+    if not norms:
+        return ""
+    return f"; gradient norms before it: {', '.join(f'{norm:.3g}' for norm in norms[-NORMS:])}"
 
 
 def _concatenated(pending: list[tuple[Metrics, int]]) -> Metrics:

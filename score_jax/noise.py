@@ -8,6 +8,7 @@ devices.
 """
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,8 +49,7 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
 
     Reference: Song & Ermon (2019), section 4.1.
     """
-    if num_levels < 1:
-        raise ValueError(f"num_levels={num_levels} must be at least 1")
+    check_counts(num_levels=num_levels)
     if not 0 < sigma_min <= sigma_max < math.inf:
         raise ValueError(
             f"sigma_max={sigma_max} and sigma_min={sigma_min} must be finite with "
@@ -61,8 +61,13 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
             "do not decrease: use sigma_min < sigma_max with 2 or more levels, or equal ones "
             "with 1"
         )
-    sigmas = np.geomspace(sigma_max, sigma_min, num_levels)
-    return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
+    sigmas = np.geomspace(sigma_max, sigma_min, num_levels).astype(np.float32)
+    if (np.diff(sigmas) >= 0).any():
+        raise ValueError(
+            f"num_levels={num_levels} levels from sigma_max={sigma_max} to sigma_min={sigma_min} "
+            "are so near each other that float32 does not tell them apart: use fewer"
+        )
+    return jnp.asarray(checked_sigmas(sigmas))
 
 
 def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float = 7.0) -> Sigmas:
@@ -82,8 +87,7 @@ def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float =
 
     Reference: Karras et al. (2022), equation 5.
     """
-    if num_levels < 2:
-        raise ValueError(f"num_levels={num_levels} must be at least 2")
+    check_counts(2, num_levels=num_levels)
     if not 0 < sigma_min < sigma_max < math.inf or not 0 < rho < math.inf:
         raise ValueError(
             f"sigma_max={sigma_max}, sigma_min={sigma_min} and rho={rho} must be finite with "
@@ -92,6 +96,37 @@ def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float =
     ends = np.asarray([sigma_max, sigma_min], np.float64) ** (1 / rho)
     sigmas = np.linspace(*ends, num_levels) ** rho
     return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
+
+
+def check_counts(low: int = 1, **counts: Any) -> None:
+    """Checks that arguments are whole Python numbers, or arrays of one, and not too small.
+
+    Args:
+        low: Smallest allowed number.
+        **counts: Arguments by name.
+
+    Raises:
+        ValueError: If one is not; names it.
+    """
+    for name, value in counts.items():
+        try:
+            whole = None if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            whole = None
+        if whole is None:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {low}")
+        if whole < low:
+            raise ValueError(f"{name}={value} must be at least {low}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises a ValueError for a seed that is not a whole number in [0, 2**32)."""
+    try:
+        allowed = not isinstance(seed, bool) and 0 <= operator.index(seed) < 2**32
+    except TypeError:
+        allowed = False
+    if not allowed:
+        raise ValueError(f"seed={seed} must be in [0, 2**32)")
 
 
 def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Any:
@@ -108,7 +143,8 @@ def checked_sigmas(sigmas: Sequence[float] | Array | np.ndarray) -> Any:
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"sigmas of shape {values.shape} must be one-dimensional and not empty")
     if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"sigmas must be positive and finite, got {values.tolist()}")
+        wrong = values[~(np.isfinite(values) & (values > 0))][0]
+        raise ValueError(f"sigmas must be positive and finite, but one is {wrong}")
     if (rising := np.flatnonzero(np.diff(values) >= 0)).size:
         i = int(rising[0])
         raise ValueError(

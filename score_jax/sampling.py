@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from score_jax.debugging import first_not_finite, first_operation, is_debugging, unchecked
 from score_jax.devices import (
     check_divides,
     compile_pmapped,
     described,
+    first_replica,
     merge,
     merge_second,
     pmap,
@@ -29,6 +31,8 @@ from score_jax.devices import (
 )
 from score_jax.network import as_pytree, with_label
 from score_jax.noise import (
+    check_counts,
+    check_seed,
     checked_sigmas,
     example_keys,
     run_keys,
@@ -174,12 +178,10 @@ def sample(
         FloatingPointError: If a chain is not finite; names the chain and the noise level.
     """
     shape = tuple(int(length) for length in shape)
-    if number < 1:
-        raise ValueError(f"number={number} must be at least 1")
+    check_counts(number=number)
+    check_seed(seed)
     if not 0 <= first <= 2**31 - number:
         raise ValueError(f"first={first} must be at least 0 and first + number at most 2**31")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed} must be in [0, 2**32)")
     if condition is not None:
         _check_condition(condition, label, number)
     sigmas = jnp.asarray(checked_sigmas(sigmas))
@@ -331,10 +333,11 @@ def run_chains(
     end, ends = first + number, []
     with Progress(end, name, "chain", first, shown=progress) as bar:
         for begin in range(first, end, batch_size):
-            trajectory = compiled(shared, own(begin))
+            with unchecked():
+                trajectory = compiled(shared, own(begin))
             # Chains that only fill up the last batch are dropped before they are checked.
             trajectory = _fetched(trajectory, min(batch_size, end - begin))
-            _check_finite(trajectory, begin)
+            _check_finite(trajectory, begin, program, (shared, per_chain, first))
             shown = {}
             for callback in callbacks:
                 shown |= callback(begin, trajectory) or {}
@@ -380,8 +383,17 @@ def _fetched(trajectory: Trajectory, number: int) -> Trajectory:
     return Trajectory(x, snapshots, finite, observed)
 
 
-def _check_finite(trajectory: Trajectory, first: int) -> None:
-    """Raises a FloatingPointError that names the first chain that is not finite."""
+def _check_finite(
+    trajectory: Trajectory, begin: int, program: Callable, arguments: tuple[Any, Any, int]
+) -> None:
+    """Raises a FloatingPointError that names the first chain that is not finite.
+
+    Args:
+        trajectory: Chains, as host arrays.
+        begin: Index of the first of them.
+        program: As in `run_chains`.
+        arguments: Its arguments `shared`, replicated, `per_chain` and `first`.
+    """
     x = trajectory.x
     finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))
     if finite.all():
@@ -390,11 +402,32 @@ def _check_finite(trajectory: Trajectory, first: int) -> None:
     levels = trajectory.finite[:, chain]
     where = "the last denoising step"
     if not levels.all():
-        where = f"noise level {int(np.argmin(levels))}"
-    raise FloatingPointError(
-        f"chain {first + chain} is not finite after {where}: lower step_size, or train the "
-        "network longer"
-    )
+        where = _level_in_words(int(np.argmin(levels)), program, len(levels))
+    message = f"chain {begin + chain} is not finite after {where}"
+
+    # Parameters that are not finite need another remedy than unstable steps.
+    shared, per_chain, first = arguments
+    if first_not_finite(first_replica(shared)) is not None:
+        raise FloatingPointError(f"{message}, because a parameter is not: take a sound checkpoint")
+    if is_debugging():
+        own = jax.tree.map(lambda array: array[begin + chain - first][None], per_chain)
+        operation = _first_operation(program, first_replica(shared), own, begin + chain)
+        message = f"{operation}; {message}"
+    raise FloatingPointError(f"{message}: lower step_size, or train the network longer")
+
+
+def _level_in_words(level: int, program: Callable, num_levels: int) -> str:
+    """A noise level, with its sigma for samplers that walk through the program's own levels."""
+    sigmas = getattr(program, "sigmas", ())
+    walks = len(sigmas) == num_levels and takes_step_size(getattr(program, "sampler", len))
+    return f"noise level {level} (sigma {sigmas[level]:.4g})" if walks else f"noise level {level}"
+
+
+def _first_operation(program: Callable, shared: Any, own: Any, chain: int) -> str:
+    """Repeats one chain, with entries [1, ...], to name the operation that gave its first NaN."""
+    announce(f"repeats chain {chain} one operation at a time ...")
+    index = jnp.asarray([chain], jnp.int32)
+    return first_operation(program, shared, (index, jax.tree.map(jnp.asarray, own)))
 
 
 def _check_condition(condition: Any, label: Any, number: int) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from score_jax.noise import check_counts
 from score_jax.typing import Sigmas
 
 
@@ -166,8 +167,7 @@ def step_size_for(sigmas: Sigmas | Sequence[float], num_steps: int) -> float:
         raise ValueError(
             f"technique 4 needs two or more noise levels, got {len(sigmas)}: give a step size"
         )
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    check_counts(num_steps=num_steps)
     ratio = (sigmas[0] / sigmas[-1]) ** (1 / (len(sigmas) - 1))
 
     def excess(e):

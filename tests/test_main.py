@@ -209,6 +209,7 @@ def test_own_objects_take_settings_of_their_own(tmp_path):
 
 VALUES = {
     "dry_run": "True",
+    "debug_nans": "True",
     "label": "3",
     "number": "3",
     "completions": "3",

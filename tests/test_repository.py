@@ -19,7 +19,7 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 
 # A module imports modules of earlier lines only.
 LAYERS = [
-    ["typing", "progress", "exported", "reading"],
+    ["debugging", "typing", "progress", "exported", "reading"],
     ["data.dataset", "data.stream", "data.retry", "records"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint", "evaluation.metrics"],
     ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],
@@ -35,6 +35,7 @@ LAYERS = [
         "samplers.grid",
         "gaussian_law",
         "models.preconditioning",
+        "models.fields",
         "models.layers",
     ],
     ["samplers.ode", "samplers.predictor_corrector", "models.classifier"],

@@ -287,8 +287,8 @@ def test_a_chain_that_is_not_finite_is_named_and_nothing_is_overwritten(finished
 
     monkeypatch.setattr(network, "apply", broken)
     words = (
-        r"chain 0 is not finite after noise level 1: lower config\.sampling\.step_size \(now "
-        r"0\.000499\), or train"
+        r"chain 0 is not finite after noise level 1 \(sigma .*\): lower "
+        r"config\.sampling\.step_size \(now 0\.000499\), or train"
     )
     # Programs compiled with the sound network would be reused.
     config = small(sampling__batch_size=20)

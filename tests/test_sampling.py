@@ -171,7 +171,7 @@ def test_a_chain_that_is_not_finite_is_named():
         return jnp.where((level == 3)[:, None] & (x[:, :1] > 0), jnp.nan, EXACT(x, level))
 
     with pytest.raises(
-        FloatingPointError, match=r"chain \d is not finite after noise level 3: lower"
+        FloatingPointError, match=r"chain \d is not finite after noise level 3 \(sigma .*\): lower"
     ):
         sj.sample(overflowing, SIGMAS, number=8, shape=(2,), progress=False)
 

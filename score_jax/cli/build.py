@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from score_jax.cli.names import arguments_of, naming, resolve
+from score_jax.cli.memory import host_memory
+from score_jax.cli.names import arguments_of, calling, naming, resolve, signature
 from score_jax.cli.table import (
     LEVELS,
     LOSSES,
@@ -47,15 +48,15 @@ def open_source(settings: Mapping[str, Any]) -> Dataset:
     name = settings["source"]
     source = resolve(SOURCES, name, "data.source")
     arguments = arguments_of(source, "data", settings, without=("source",))
-    resizes = "transform" in inspect.signature(source).parameters
+    resizes = "transform" in signature(source, f"config.data.source={name!r}").parameters
     size, channels = settings["size"], settings["channels"]
     if resizes:
         arguments["transform"] = ImageTransform(settings["crop"], size, channels)
-    with naming("data"):
+    with calling("data.source", name, settings), naming("data"):
         data = source(**arguments)
     if not isinstance(data, Dataset):
         raise ValueError(
-            f"the source {name!r} returned a {type(data).__name__}, but must return a "
+            f"config.data.source={name!r} returned a {type(data).__name__}, but must return a "
             "score_jax.data.dataset.Dataset"
         )
 
@@ -122,7 +123,7 @@ def load_data(
 def fits(data: Dataset, settings: Mapping[str, Any]) -> bool:
     """Returns True if every device may hold the whole data set."""
     num_bytes = data.train.nbytes + data.held_out.nbytes
-    return num_bytes <= settings["device_megabytes"] * 1_000_000
+    return num_bytes <= min(settings["device_megabytes"] * 1_000_000, host_memory())
 
 
 def build_prepare(settings: Mapping[str, Any], data: Dataset | None, dropout: bool = True):
@@ -216,7 +217,7 @@ def build_model(
     """
     name = settings["name"]
     factory = resolve(MODELS, name, "model.name")
-    parameters = inspect.signature(factory).parameters
+    parameters = signature(factory, f"config.model.name={name!r}").parameters
     if num_classes and "num_classes" not in parameters:
         raise ValueError(
             f"config.data.labels=True, but the network {name!r} takes no labels: set it to False"
@@ -242,7 +243,7 @@ def build_model(
 
     arguments = arguments_of(factory, "model", fields)
     arguments |= {key: value for key, value in given.items() if key in parameters}
-    with naming("model"):
+    with calling("model.name", name, settings), naming("model"):
         model = factory(**arguments)
         as_model(model)
     return model
@@ -286,7 +287,11 @@ def build_optimizer(settings: Mapping[str, Any], num_steps: int) -> optax.Gradie
 
 
 def state_shape(
-    trainer: Trainer, name: str, shape: tuple[int, ...], conditional: bool
+    trainer: Trainer,
+    name: str,
+    shape: tuple[int, ...],
+    conditional: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """Shapes and types of the state of training; checks that the network takes the data.
 
@@ -295,6 +300,7 @@ def state_shape(
         name: The network's name in the config.
         shape: Shape of one example.
         conditional: If True, the network takes labels.
+        settings: The config's section `model`, for messages.
 
     Raises:
         ValueError: If the network does not take examples of this shape, or returns another shape.
@@ -304,22 +310,28 @@ def state_shape(
             f"the network {name!r} takes images, but the data are points {list(shape)}: set "
             "config.model.name=mlp"
         )
-    x = jnp.zeros((1, *shape))
-    level = jnp.zeros(1, jnp.int32)
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    level = jax.ShapeDtypeStruct((1,), jnp.int32)
     label = (level,) if conditional else ()
 
-    def init():
+    def init(x, level, *label):
         params = trainer.model.init(jax.random.key(0), x, level, *label)
         return trainer.init(params), trainer.model.apply(params, x, level, *label)
 
-    with naming("model"):
-        state, score = jax.eval_shape(init)
-    if score.shape != x.shape:
+    with calling("model.name", name, settings), naming("model"):
+        state, score = jax.eval_shape(init, x, level, *label)
+    if jnp.shape(score) != x.shape:
         raise ValueError(
-            f"the network {name!r} returns {list(score.shape)} for examples {list(x.shape)}, but "
-            "a score has the shape of the data"
+            f"config.model.name={name!r} returns {list(jnp.shape(score))} for examples "
+            f"{list(x.shape)}, but a score has the shape of the data"
         )
     return state
+
+
+def width_setting(settings: Mapping[str, Any]) -> str:
+    """The setting that the size of a network depends on."""
+    known = ("width", "hidden")
+    return next((f"model.{name}" for name in known if name in settings), "model.name")
 
 
 def build_start(

@@ -24,6 +24,7 @@ from score_jax.cli.table import (
     allowed,
     holds,
     is_own,
+    shortened,
     written,
 )
 from score_jax.reading import listed, matching_files
@@ -70,6 +71,7 @@ class Options(NamedTuple):
         coordinator: Address of process 0, "auto" or "none".
         num_processes: Number of processes that run the command together.
         process_id: Number of this process.
+        debug_nans: If True, name the operation that gives the first NaN.
     """
 
     checkpoint: str | None = None
@@ -96,6 +98,7 @@ class Options(NamedTuple):
     coordinator: str | None = None
     num_processes: int | None = None
     process_id: int | None = None
+    debug_nans: bool = False
 
 
 class Command(NamedTuple):
@@ -193,6 +196,7 @@ class _Parser(flags.ArgumentParser):
         except (ValueError, KeyError):
             value = None
         if value is None or not holds(setting, value):
+            argument = shortened(argument)
             raise ValueError(f"--{self._flag}={argument} must be {allowed(setting)}")
         return value
 
@@ -222,7 +226,8 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
         close = difflib.get_close_matches(error.flagname, [flag.name for flag in FLAGS], 2)
         guess = f": did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
         raise ValueError(
-            f"--{error.flagname} is not a flag{guess} (score-jax --help lists the flags)"
+            f"--{shortened(error.flagname)} is not a flag{guess} (score-jax --help lists the "
+            "flags)"
         ) from None
     except flags.IllegalFlagValueError as error:
         raise ValueError(str(error.__context__ or error)) from None
@@ -376,7 +381,7 @@ def _literal(text: str, former: Any) -> Any:
         return words[text.lower()]
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
     if isinstance(former, float) and isinstance(value, int):
         return float(value)

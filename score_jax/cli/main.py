@@ -55,6 +55,8 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         group = _join(command)
         devices = choose_devices(command.config, command.devices, command.mode, group)
         _keep_compiled(command.cache)
+        if command.options.debug_nans:
+            _debug_nans()
         if is_process:
             _silence_background_saves()
         _function(command.mode)(command, devices)
@@ -134,6 +136,12 @@ def _check_switches() -> None:
     from score_jax.cli.switches import check_switches
 
     check_switches()
+
+
+def _debug_nans() -> None:
+    import jax
+
+    jax.config.update("jax_debug_nans", True)
 
 
 def _keep_compiled(folder: str | None) -> None:

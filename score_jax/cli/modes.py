@@ -39,13 +39,13 @@ MODES = {
     "train": Mode(
         "score_jax.cli.train:train_mode",
         "Train, from the newest checkpoint if there is one, then draw samples.",
-        ("dry_run", *PROCESSES),
+        ("dry_run", "debug_nans", *PROCESSES),
         batches=("training", "sampling"),
     ),
     "sample": Mode(
         "score_jax.cli.sample:sample_mode",
         "Draw samples from the trained network.",
-        ("number", "label", "guidance", "name", "dry_run", "step", *PROCESSES),
+        ("number", "label", "guidance", "name", "dry_run", "step", "debug_nans", *PROCESSES),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "evaluate": Mode(
@@ -64,19 +64,25 @@ MODES = {
     "inpaint": Mode(
         "score_jax.cli.inpaint:inpaint_mode",
         "Complete images of which a part is missing.",
-        ("image", "mask", "method", "label", "number", "completions", "name", "step"),
+        (
+            *("image", "mask", "method", "label", "number", "completions", "name", "step"),
+            "debug_nans",
+        ),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "restore": Mode(
         "score_jax.cli.restore:restore_mode",
         "Restore images from linear measurements, with the uncertainty of the posterior.",
-        ("task", "noise", "method", "image", "label", "number", "completions", "name", "step"),
+        (
+            *("task", "noise", "method", "image", "label", "number", "completions", "name"),
+            *("step", "debug_nans"),
+        ),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "interpolate": Mode(
         "score_jax.cli.interpolate:interpolate_mode",
         "Draw rows of samples that change gradually from one to another.",
-        ("number", "completions", "name", "step"),
+        ("number", "completions", "name", "step", "debug_nans"),
         ("seed", "sampling.", *SAME_RUN),
     ),
     "export": Mode(
@@ -330,6 +336,13 @@ FLAGS = (
         "Number of draws of the noise per example and level; by default 4.",
         low=1,
         high=100_000,
+    ),
+    Setting(
+        "debug_nans",
+        bool,
+        False,
+        "Name the operation that gives the first NaN: takes steps one by one, and repeats the one "
+        "that fails.",
     ),
     Setting("help", bool, False, "Show this text."),
 )

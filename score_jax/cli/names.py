@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from score_jax.cli.table import SETTINGS
+from score_jax.cli.table import NAMING, SETTINGS, is_own, shown
 
 
 def resolve(table: Mapping[str, str], name: str, setting: str) -> Callable:
@@ -34,17 +34,17 @@ def resolve(table: Mapping[str, str], name: str, setting: str) -> Callable:
     module_name, colon, attribute = path.partition(":")
     if not colon:
         raise ValueError(
-            f"config.{setting}={name!r} is not known: choose among {', '.join(table)}, or name "
-            "your own as package.module:name"
+            f"config.{setting}={shown(name)} is not known: choose among {', '.join(table)}, or "
+            "name your own as package.module:name"
         )
     if name not in table and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # Importing runs the user's code, which may raise anything.
+    except (Exception, SystemExit) as error:  # Importing runs the user's code.
         raise ValueError(
-            f"config.{setting}={name!r}: the module {module_name!r} cannot be imported "
-            f"({type(error).__name__}: {error})"
+            f"config.{setting}={shown(name)}: the module {module_name!r} cannot be imported "
+            f"({_in_words(error)})"
         ) from error
     try:
         found = operator.attrgetter(attribute)(module)
@@ -77,7 +77,8 @@ def arguments_of(
     Raises:
         ValueError: If the function does not take a setting that the package does not define.
     """
-    parameters = inspect.signature(function).parameters
+    chosen = settings.get(NAMING[section].partition(".")[2])
+    parameters = signature(function, f"config.{NAMING[section]}={shown(chosen)}").parameters
     takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
     arguments = {}
     for name, value in settings.items():
@@ -125,4 +126,53 @@ def _with_sections(text: str, sections: tuple[str, ...]) -> str:
 
 def takes(table: Mapping[str, str], name: str, setting: str, argument: str) -> bool:
     """True if the object that a setting names has an argument of this name."""
-    return argument in inspect.signature(resolve(table, name, setting)).parameters
+    function = resolve(table, name, setting)
+    return argument in signature(function, f"config.{setting}={shown(name)}").parameters
+
+
+def signature(function: Callable, what: str) -> inspect.Signature:
+    """The signature of an object that a setting names; that of functions in C may be unknown.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{what} has no signature that Python knows, so its settings cannot be passed by "
+            "name: wrap it in a Python function"
+        ) from error
+
+
+@contextlib.contextmanager
+def calling(setting: str, name: str, settings: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Turns errors of an object of the user's own into a ValueError that names the setting.
+
+    Args:
+        setting: The setting that names the object, such as "loss.name".
+        name: Its value. Errors of the package's own objects pass unchanged.
+        settings: Its section; those that the package does not define are shown.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if not is_own(name) or (isinstance(error, ValueError) and "config." in str(error)):
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        section = setting.partition(".")[0]
+        beside = "".join(
+            f", config.{section}.{each}={shown(value)}"
+            for each, value in (settings or {}).items()
+            if each != setting.partition(".")[2]
+            and (section == "model" or f"{section}.{each}" not in SETTINGS)
+        )
+        raise kind(
+            f"config.{setting}={shown(name)}{beside[:200]} cannot be used ({_in_words(error)})"
+        ) from error
+
+
+def _in_words(error: BaseException) -> str:
+    """The type and the first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

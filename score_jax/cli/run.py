@@ -15,9 +15,10 @@ import jax
 import numpy as np
 
 from score_jax.checkpoint import ATTEMPTS, BestCheckpoints, Check, Checkpoints
-from score_jax.cli import build, images, workdir
+from score_jax.cli import build, images, own, workdir
 from score_jax.cli.flags import Command
 from score_jax.cli.log_file import read_log
+from score_jax.cli.memory import check_memory, check_state
 from score_jax.cli.modes import MODES
 from score_jax.cli.moments import moments_of
 from score_jax.cli.names import naming
@@ -39,7 +40,7 @@ from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
 from score_jax.records import RunIdentity
 from score_jax.samplers.langevin import annealed_langevin
-from score_jax.sampling import takes_observer
+from score_jax.sampling import Chains, takes_observer
 from score_jax.training import Trainer, TrainState
 from score_jax.typing import Array, Params
 
@@ -265,14 +266,21 @@ def open_run(
     config = json.loads(json.dumps(command.config))
     checkpoints, step = _open_checkpoints(command, config)
 
+    # Refuse sizes beyond memory, if possible before the data are read.
+    size, channels = config["data"]["size"], config["data"]["channels"]
+    batches, trains = MODES[command.mode].batches, command.mode == "train"
+    if size and channels:
+        check_memory(config, (size, size, channels), devices, batches, trains)
+
     # Build everything that the config names.
     data, shape = build.load_data(config["data"], needed=needs_data, decode=decode)
+    check_memory(config, shape, devices, batches, trains)
     with naming("noise"):
         sigmas = geometric_sigmas(**config["noise"])
     conditional = config["data"]["labels"]
     num_classes = data.num_classes if conditional else None
     model = build.build_model(config["model"], sigmas, num_classes, config["data"])
-    for section in MODES[command.mode].batches:
+    for section in batches:
         check_divides(config[section]["batch_size"], len(devices), f"config.{section}.batch_size")
     settings = config["sampling"]
     sampler = build.build_sampler(settings)
@@ -281,11 +289,24 @@ def open_run(
         settings = {**settings, "num_steps": build.inpaint_steps(settings)}
     step_size = build.build_step_size(settings, sampler, sigmas)
     trainer = build.build_trainer(config, data, model, sigmas)
-    state_shape = build.state_shape(trainer, config["model"]["name"], shape, conditional)
+
+    start = build.build_start(config["sampling"], sigmas, config["data"]["logit"])
+
+    # Trace the functions and the network, with shapes alone.
+    own.check_objective(config["loss"], build.build_loss(config["loss"]), sigmas, shape)
+    if "sampling" in batches:
+        levels = tuple(float(sigma) for sigma in sigmas)
+        steps, denoise = settings["num_steps"], settings["denoise"]
+        chains = Chains(sampler, start, shape, levels, steps, step_size, denoise)
+        own.check_sampler(settings, chains)
+    state_shape = build.state_shape(
+        trainer, config["model"]["name"], shape, conditional, config["model"]
+    )
 
     # Room for the states, for samples and their pictures.
     leaves = jax.tree.leaves(state_shape)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    check_state(state_bytes, devices, build.width_setting(config["model"]))
     sample_bytes = 4 * config["sampling"]["num_samples"] * int(np.prod(shape))
     needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
     workdir.check_writable(output or command.workdir, needed_bytes)
@@ -303,7 +324,7 @@ def open_run(
         sigmas=sigmas,
         trainer=trainer,
         sampler=sampler,
-        start=build.build_start(config["sampling"], sigmas, config["data"]["logit"]),
+        start=start,
         step_size=step_size,
         state_shape=state_shape,
         step=restored[0],

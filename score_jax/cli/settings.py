@@ -29,6 +29,7 @@ from score_jax.cli.table import (
     allowed,
     holds,
     is_own,
+    shortened,
     shown,
     written,
 )
@@ -175,7 +176,7 @@ def unknown(name: str, network: Any = None) -> str:
         ]
         close = difflib.get_close_matches(last, beside, 2) or by_initials
         close = [f"{section}.{each}" for each in close]
-        owner = f"the network {network!r}" if section == "model" else section
+        owner = f"the network {shown(network)}" if section == "model" else section
         listed = f"{owner} has {', '.join(beside)}"
     guess = f" (did you mean {' or '.join(close)}?)" if close else ""
     return f"is not a setting{guess}: {listed}"
@@ -193,7 +194,7 @@ def _check_names(settings: Mapping[str, Any]) -> None:
             continue
         if name in SETTINGS and network not in tuple(MODELS):
             continue  # The name of the network will be refused.
-        raise ValueError(f"config.{name} {unknown(name, network)}")
+        raise ValueError(f"config.{shortened(name)} {unknown(name, network)}")
 
 
 def _applies(setting: Setting, network: Any) -> bool:
@@ -206,11 +207,11 @@ def _check_own(name: str, value: Any) -> None:
     values = value if isinstance(value, tuple | list) else (value,)
     for each in values:
         if isinstance(each, float) and not math.isfinite(each):
-            raise ValueError(f"config.{name}={value!r} must be finite")
+            raise ValueError(f"config.{name}={shown(value)} must be finite")
         if not isinstance(each, int | float | str | None):
             raise ValueError(
-                f"config.{name}={value!r} must be a number, text, True, False, none, or a tuple "
-                "of these"
+                f"config.{name}={shown(value)} must be a number, text, True, False, none, or a "
+                "tuple of these"
             )
 
 

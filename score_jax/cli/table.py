@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # Objects that a config can name, and where they are defined. Paths of the same form name others.
 SOURCES = {
     "digits": "score_jax.data.sources:digits",
@@ -56,6 +58,10 @@ NAMING = {
 settings that are not in the table."""
 
 REQUIRED = object()
+LONGEST_TUPLE = 100
+"""Number of integers in a setting that is a tuple."""
+LONGEST_SHOWN = 100
+"""Number of characters of a value in messages."""
 MANY = 2**31 - 1
 CONTINUE, USE, NEVER = "continue", "use", "never"
 FREE = {"loss": USE, "optim": USE, "training": CONTINUE, "sampling": CONTINUE}
@@ -480,8 +486,20 @@ SECTIONS = tuple(dict.fromkeys(name.split(".")[0] for name in SETTINGS if "." in
 
 
 def shown(value: Any) -> str:
-    """A value as messages show it."""
-    return "none" if value is None else repr(value)
+    """A value as messages show it: on one line, and shortened if it is long."""
+    if value is None:
+        return "none"
+    try:
+        text = repr(value)
+    except Exception:  # The integer is too long, or the repr of an object of the user's fails.
+        return f"a {type(value).__name__} that cannot be shown"
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """A text on one line, and its beginning if it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 4]} ..."
 
 
 def written(value: Any) -> str:
@@ -507,7 +525,7 @@ def allowed(setting: Setting) -> str:
         high = {MANY: "2**31 - 1", 2**32 - 1: "2**32 - 1"}.get(setting.high, setting.high)
         words = f"an integer from {setting.low} to {high}"
         if setting.kind is tuple:
-            words = f"a tuple such as {setting.default}, each {words}"
+            words = f"a tuple such as {setting.default} of at most {LONGEST_TUPLE}, each {words}"
     return f"{words}, or none" if setting.optional else words
 
 
@@ -522,7 +540,8 @@ def holds(setting: Setting, value: Any) -> bool:
     if setting.kind is tuple:
         each = setting._replace(kind=int)
         is_list = isinstance(value, tuple | list)
-        return is_list and len(value) > 0 and all(holds(each, element) for element in value)
+        in_range = is_list and 0 < len(value) <= LONGEST_TUPLE
+        return in_range and all(holds(each, element) for element in value)
     kinds = (int, float) if setting.kind is float else (setting.kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and setting.kind is not bool):
         return False
@@ -532,9 +551,17 @@ def holds(setting: Setting, value: Any) -> bool:
         return value != ""
     if setting.kind is bool:
         return True
-    if setting.below is not None:
-        return setting.low <= value < setting.below
-    return setting.low <= value <= setting.high
+    within = setting.low <= value
+    within &= value < setting.below if setting.below is not None else value <= setting.high
+    return bool(within) and (setting.kind is int or _in_float32(setting, value))
+
+
+def _in_float32(setting: Setting, value: int | float) -> bool:
+    """Returns True if float32 holds a number: not as 0, nor as the bound that is not allowed."""
+    single = np.float32(value)
+    if value != 0 and abs(single) < np.finfo(np.float32).tiny:
+        return False
+    return setting.below is None or bool(single < setting.below)
 
 
 def is_own(value: Any) -> bool:

@@ -26,6 +26,7 @@ from score_jax.cli.names import naming
 from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
+from score_jax.debugging import is_debugging
 from score_jax.devices import from_first_process, maximum_over_processes
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
@@ -351,9 +352,10 @@ def naming_optimizer(run: Run) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         rate = run.config["optim"]["learning_rate"]
+        hint = "" if is_debugging() else "; --debug_nans names the operation"
         raise FloatingPointError(
             f"{error}; config.optim.learning_rate is {rate:g} and config.optim.clip_norm "
-            f"{run.config['optim']['clip_norm'] or 'none'}: change them in another --workdir"
+            f"{run.config['optim']['clip_norm'] or 'none'}: change them in another --workdir{hint}"
         ) from error
 
 

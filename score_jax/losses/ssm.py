@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from score_jax.noise import (
     check_batch,
+    check_counts,
     check_level,
     perturb,
     split_keys,
@@ -145,8 +146,7 @@ def ssm(
     if projection not in PROJECTIONS:
         known = ", ".join(PROJECTIONS)
         raise ValueError(f"projection={projection!r} is unknown: it must be one of {known}")
-    if num_projections < 1:
-        raise ValueError(f"num_projections={num_projections} must be at least 1")
+    check_counts(num_projections=num_projections)
     x, level = check_batch(x, keys), check_level(level)
     # Fold the projection's number into its keys, so that more projections do not change the first.
     fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))

@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from score_jax.models.fields import check_widths
 from score_jax.models.layers import flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
 from score_jax.typing import AnyLevels, Array, Batch
@@ -33,6 +34,9 @@ class MLP(nn.Module):
         sigmas: Noise levels, decreasing: a tuple of floats or an array. With a single level, the
             network is F(x) and the value of the level is ignored.
         hidden: Widths of the hidden layers, at least one.
+
+    Raises:
+        ValueError: If there is no hidden layer or one has no units.
     """
 
     sigmas: Any
@@ -40,6 +44,7 @@ class MLP(nn.Module):
 
     def __post_init__(self):
         self.sigmas = as_floats(self.sigmas)
+        check_widths(hidden=self.hidden)
         self.hidden = tuple(self.hidden)
         super().__post_init__()
 
@@ -55,14 +60,7 @@ class MLP(nn.Module):
         Returns:
             The estimated gradient of the log density of `x`, of its shape and dtype.
 
-        Raises:
-            ValueError: If there is no hidden layer or one has no units.
         """
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(
-                f"hidden={self.hidden} must name at least one layer, and every width must be at "
-                "least 1"
-            )
         x = jnp.asarray(x)
         dimension = math.prod(x.shape[1:])
 

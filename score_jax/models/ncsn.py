@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from score_jax.models.fields import check_switches
 from score_jax.models.layers import (
     ClassConditional,
     ConditionalInstanceNormPlus,
@@ -19,6 +20,7 @@ from score_jax.models.layers import (
 )
 from score_jax.models.preconditioning import as_floats
 from score_jax.models.refinenet import Stage, check_label, check_size, check_width, refine_net
+from score_jax.noise import check_counts
 from score_jax.typing import Images, Labels, Levels
 
 STAGES = (
@@ -56,6 +58,9 @@ class NCSN(nn.Module):
     num_classes: int | None = None
 
     def __post_init__(self):
+        check_counts(width=self.width)
+        check_switches(centered=self.centered, remat=self.remat)
+        compute_dtype(self.dtype)
         self.num_classes = self.num_classes or None
         if self.sigmas is not None:
             num_levels = len(as_floats(self.sigmas))

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from score_jax.models.fields import check_switches
 from score_jax.models.layers import (
     ClassConditional,
     Conv,
@@ -24,6 +25,7 @@ from score_jax.models.layers import (
 )
 from score_jax.models.preconditioning import as_floats
 from score_jax.models.refinenet import Stage, check_label, check_size, check_width, refine_net
+from score_jax.noise import check_counts
 from score_jax.typing import Images, Labels, Levels
 
 VARIANTS = {
@@ -79,6 +81,9 @@ class NCSNv2(nn.Module):
     num_classes: int | None = None
 
     def __post_init__(self):
+        check_counts(width=self.width)
+        check_switches(centered=self.centered, remat=self.remat)
+        compute_dtype(self.dtype)
         self.num_classes = self.num_classes or None
         self.sigmas = as_floats(self.sigmas)
         super().__post_init__()

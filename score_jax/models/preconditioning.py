@@ -18,6 +18,9 @@ import numpy as np
 from score_jax.noise import checked_sigmas, per_example, sigma_at
 from score_jax.typing import AnyLevels, Array, Batch
 
+LARGEST = 1e15
+"""Size of data above which their squares, or the inverse of them, leave float32."""
+
 
 def as_floats(sigmas: Any) -> tuple[float, ...]:
     """Noise levels as a tuple of Python floats, the form in which modules hold them.
@@ -55,10 +58,12 @@ def preconditioned(
         The score, of the shape and dtype of `x`.
 
     Raises:
-        ValueError: If std is not positive.
+        ValueError: If mean is not finite in float32, or std is not positive and finite.
     """
-    if not std > 0:
-        raise ValueError(f"data_std={std} must be above 0")
+    if not abs(mean) < LARGEST:
+        raise ValueError(f"data_mean={mean} must be finite and of size below {LARGEST:g}")
+    if not 1 / LARGEST < std < LARGEST:
+        raise ValueError(f"data_std={std} must be above 0, from 1e-15 to 1e15")
     sigma = per_example(sigma_at(level, jnp.asarray(sigmas, jnp.float32)), x)
     total = jnp.sqrt(sigma**2 + std**2)
     log_sigma = jnp.log(sigma).reshape(x.shape[0], 1)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from score_jax.models.layers import Conv, FeatureMap, compute_dtype, flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
+from score_jax.noise import check_counts
 from score_jax.typing import AnyLevels, Array, Images, Labels
 
 
@@ -125,6 +126,8 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
+        check_counts(width=self.width, heads=self.heads, groups=self.groups)
+        compute_dtype(self.dtype)
         self.sigmas = as_floats(self.sigmas)
         self.num_classes = self.num_classes or None
         super().__post_init__()

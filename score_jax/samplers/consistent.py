@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.noise import checked_sigmas
+from score_jax.noise import check_counts, checked_sigmas
 from score_jax.samplers.loop import Trajectory, anneal, check_step_size
 from score_jax.typing import AnyBatch, AnyKeys, NoiseFn, ObserveFn, Scalar, ScoreFn, Sigmas
 
@@ -107,8 +107,7 @@ def consistent_schedule(sigmas: Sigmas, step_size: Scalar, num_steps: int) -> Sc
         ValueError: If num_steps is less than 1, sigmas do not decrease, or step_size is concrete
             and eta out of its range.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    check_counts(num_steps=num_steps)
     checked_sigmas(sigmas)
     concrete = not any(isinstance(value, jax.core.Tracer) for value in (sigmas, step_size))
     xp = np if concrete else jnp

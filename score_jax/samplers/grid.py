@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.continuous_score import ContinuousScoreFn
-from score_jax.noise import checked_sigmas, edm_sigmas, geometric_sigmas
+from score_jax.noise import check_counts, checked_sigmas, edm_sigmas, geometric_sigmas
 from score_jax.samplers.loop import Trajectory, anneal
 from score_jax.typing import AnyBatch, AnyKeys, Array, NoiseFn, ObserveFn, Sigmas
 
@@ -37,8 +37,7 @@ def step_sigmas(sigmas: Sigmas, num_steps: int, grid: str) -> Array:
             f"sigmas={np.asarray(sigmas).tolist()} is a single noise level, but steps between "
             "levels need two or more"
         )
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    check_counts(num_steps=num_steps)
     if grid not in GRIDS:
         raise ValueError(f"grid={grid!r} must be one of {', '.join(GRIDS)}")
     if isinstance(sigmas, jax.core.Tracer):

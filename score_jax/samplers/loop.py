@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from score_jax.noise import check_batch, check_level, checked_sigmas, sigma_of, standard_normal
+from score_jax.noise import (
+    check_batch,
+    check_counts,
+    check_level,
+    checked_sigmas,
+    sigma_of,
+    standard_normal,
+)
 from score_jax.typing import (
     AnyBatch,
     AnyKeys,
@@ -137,8 +144,7 @@ def anneal(
     x = check_batch(x, keys if noise_fn is None else None)
     sigmas = jnp.asarray(checked_sigmas(sigmas))
     num_levels = len(sigmas)
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    check_counts(num_steps=num_steps)
     if not 0 <= num_snapshots <= num_levels:
         raise ValueError(
             f"num_snapshots={num_snapshots} must lie between 0 and the number of noise levels, "
@@ -212,5 +218,7 @@ def check_step_size(step_size: Any) -> None:
     """Raises a ValueError for a concrete step size that is not positive and finite."""
     if isinstance(step_size, jax.core.Tracer):
         return
-    if not 0 < float(step_size) < np.inf:
-        raise ValueError(f"step_size={step_size} must be positive and finite")
+    with np.errstate(over="ignore"):
+        single = np.float32(step_size)
+    if not np.finfo(np.float32).tiny <= single < np.inf:
+        raise ValueError(f"step_size={step_size} must be positive and finite in float32")
