@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from score_jax.checkpoint import Checkpoints
 from score_jax.cli import images, interrupts, lock, provenance, samples, workdir
