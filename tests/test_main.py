@@ -210,6 +210,9 @@ def test_own_objects_take_settings_of_their_own(tmp_path):
 VALUES = {
     "dry_run": "True",
     "debug_nans": "True",
+    "coordinator": "none",
+    "num_processes": "2",
+    "process_id": "0",
     "label": "3",
     "number": "3",
     "completions": "3",

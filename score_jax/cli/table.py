@@ -5,10 +5,9 @@ docs/configs.md come from this table.
 """
 
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
 
 # Objects that a config can name, and where they are defined. Paths of the same form name others.
 SOURCES = {
@@ -63,6 +62,7 @@ LONGEST_TUPLE = 100
 LONGEST_SHOWN = 100
 """Number of characters of a value in messages."""
 MANY = 2**31 - 1
+SMALLEST_FLOAT32 = 2.0**-126
 CONTINUE, USE, NEVER = "continue", "use", "never"
 FREE = {"loss": USE, "optim": USE, "training": CONTINUE, "sampling": CONTINUE}
 """Section -> when its settings can differ from those of a saved run: CONTINUE, also when training
@@ -558,10 +558,11 @@ def holds(setting: Setting, value: Any) -> bool:
 
 def _in_float32(setting: Setting, value: int | float) -> bool:
     """Returns True if float32 holds a number: not as 0, nor as the bound that is not allowed."""
-    single = np.float32(value)
-    if value != 0 and abs(single) < np.finfo(np.float32).tiny:
+    # Numpy is too slow to import for the help.
+    (single,) = struct.unpack("f", struct.pack("f", value))
+    if value != 0 and abs(single) < SMALLEST_FLOAT32:
         return False
-    return setting.below is None or bool(single < setting.below)
+    return setting.below is None or single < setting.below
 
 
 def is_own(value: Any) -> bool:
