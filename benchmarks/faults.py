@@ -9,7 +9,7 @@ Of 100 kills (SIGKILL), in proportion for other numbers:
     save       20 while a checkpoint is being written
     sample     20 while samples are written in shards
     devices    20 at random moments of training on two CPU devices
-    hosts      10 of one of two hosts, where `HOST_FLAGS` says how these are started
+    hosts      10 of one of two hosts, after which the other one must end within a minute
 
 After each kill, every checkpoint and every shard that is found is compared bit for bit with that
 of a run that was never disturbed. The same command then goes on, to be killed again or to end with
@@ -29,6 +29,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,8 +48,10 @@ from score_jax.cli.run import open_run
 ROOT = Path(__file__).resolve().parents[1]
 SHARES = {"train": 30, "save": 20, "sample": 20, "devices": 20, "hosts": 10}
 """Kills of each kind, of 100."""
-HOST_FLAGS: tuple[tuple[str, ...], ...] = ()
-"""Further flags of each host of a job; empty where a job cannot have several hosts."""
+HOSTS = 2
+"""Processes of a job of several hosts, which meet on the loopback."""
+LONGEST_WAIT = 60.0
+"""Seconds within which the other hosts must end after one is killed."""
 NUM_STEPS, EVERY = 400, 20
 NUMBER, CHAINS = 480, 12
 """Samples of a set, and chains per shard."""
@@ -151,7 +154,7 @@ class Trials:
         """Starts the command in a workdir."""
         self._number += 1
         output = self.folder / f"output_{self._number}.txt"
-        hosts = HOST_FLAGS if kind == "hosts" else ((),)
+        hosts = host_flags() if kind == "hosts" else [[]]
         devices = 2 if kind == "devices" else 1
         common = [f"--workdir={workdir}", f"--cache={self.folder / 'cache'}"]
         common += [f"--devices={devices}", *flags]
@@ -278,6 +281,14 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file.files}
 
 
+def host_flags() -> list[list[str]]:
+    """The flags of each host of a job of several."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    common = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={HOSTS}"]
+    return [[*common, f"--process_id={i}"] for i in range(HOSTS)]
+
+
 def flags_of(kind: str) -> list[str]:
     """The flags of the command of a kind."""
     return ["--mode=sample", f"--number={NUMBER}", "--name=many"] if kind == "sample" else []
@@ -324,7 +335,10 @@ def kill_trials(trials: Trials, kind: str, wanted: int) -> tuple[int, int]:
             job = trials.start(workdir, *flags_of(kind), kind=kind)
             # The last job goes on to its end.
             if kills < wanted and moment(trials, job, workdir, kind):
-                job.kill()
+                if kind == "hosts":
+                    kill_one_host(trials, job)
+                else:
+                    job.kill()
                 trials.ended(job, expected=None)
                 if kind == "save" and not list(workdir.glob("checkpoints/*tmp*")):
                     continue  # The save was done a moment before.
@@ -339,6 +353,18 @@ def kill_trials(trials: Trials, kind: str, wanted: int) -> tuple[int, int]:
             break
         shutil.rmtree(workdir, ignore_errors=True)
     return kills, exact
+
+
+def kill_one_host(trials: Trials, job: Job) -> None:
+    """Kills one process of a job; the others must end by themselves."""
+    trials.random.choice(job.processes).kill()
+    killed = time.monotonic()
+    while any(process.poll() is None for process in job.processes):
+        if time.monotonic() > killed + LONGEST_WAIT:
+            trials.fail(f"a host has not ended {LONGEST_WAIT} s after another one")
+            job.kill()
+            return
+        time.sleep(0.05)
 
 
 def signal_trials(trials: Trials, numbers: Sequence[int]) -> tuple[int, int]:
@@ -456,9 +482,6 @@ def main() -> int:
     parser.add_argument("--folder", default=None, help="an empty folder, kept afterwards")
     arguments = parser.parse_args()
     chosen = arguments.only.split(",") if arguments.only else [*SHARES, "signals", "disk"]
-    if not HOST_FLAGS and "hosts" in chosen:
-        chosen.remove("hosts")
-        print("hosts: skipped, as jobs of several hosts cannot be started", flush=True)
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="faults_"))
     folder.mkdir(parents=True, exist_ok=True)
     trials, begun = Trials(folder, arguments.seed), time.monotonic()
