@@ -35,19 +35,21 @@ Bandwidths are those of data sheets; latencies are typical orders of magnitude.
 """
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 COUNTS = (8, 64, 512)
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def collectives(text):
     """(kind, bytes of the result) of every collective in the text of a compiled program."""
-    kinds = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    pattern = rf"= (\(?[^=\n]*?\)?) ({kinds})(?:-start)?\("
     found = []
-    for types, kind in re.findall(pattern, text):
+    for line in text.splitlines():
+        match = re.search(rf" = (.*?) ({'|'.join(KINDS)})(?:-start)?\(", line)
+        if match is None:
+            continue
         num_bytes = 0
-        for name, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
+        for name, shape in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", match[1]):
             lengths = [int(length) for length in shape.split(",") if length]
             num_bytes += SIZES[name] * int(np.prod(lengths, dtype=np.int64))
-        found.append((kind, num_bytes))
+        found.append((match[2], num_bytes))
     return found
 
 

@@ -14,10 +14,15 @@ CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-# Tests send Ctrl-C to their own processes, which would inherit that a background job ignores it.
-is_main = threading.current_thread() is threading.main_thread()
-if is_main and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Tests send signals to their own processes, which would inherit that a background job ignores
+# Ctrl-C, and one under nohup SIGHUP.
+if threading.current_thread() is threading.main_thread():
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 import jax
 import pytest
