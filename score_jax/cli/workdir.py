@@ -276,6 +276,8 @@ def _check_stem(name: str) -> None:
     plain = name and name == Path(name).name and not name.startswith(".") and "\0" not in name
     if not plain or Path(name).suffix in (".npz", ".png", ".webp"):
         raise ValueError(f"--name={name} must be a file name without folder and suffix")
+    if name == "run":  # The lock of the run and run.json have this name.
+        raise ValueError("--name=run stands for the run itself: choose another --name")
 
 
 def difference(path: Path, settings: Mapping[str, Any]) -> str:
