@@ -23,6 +23,7 @@ or `sj.NCSN` are imported when they are first used.
     data           sources of examples; batches as a pure function of (seed, step)
     devices        splitting and averaging over devices
     training       one optimisation step as a pure function
+    training_log   losses and times of a training run, for the training loop alone
     fitting        the training loop
     sampling       chains in batches over devices
     checkpoint     training states on disk
@@ -102,7 +103,8 @@ _HOMES = {
     "data.dataset": ("Dataset", "LazyImages"),
     "data.transforms": ("make_prepare",),
     "training": ("Metrics", "Trainer", "TrainState", "make_trainer"),
-    "fitting": ("Report", "fit"),
+    "training_log": ("Report",),
+    "fitting": ("fit",),
     "sampling": ("normal_start", "run_chains", "sample", "uniform_start"),
     "checkpoint": ("Checkpoints",),
     "exported": ("load_sampler",),

@@ -19,6 +19,7 @@ sampler.zip are
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -162,14 +163,37 @@ def _read(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, which must be stored without compression, as `np.savez` does."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        # Deflated data within deflated data could expand to a million times their size.
+        if sum(member.file_size for member in archive.infolist()) > len(content):
+            raise ValueError("its arrays are compressed, or claim more bytes than are stored")
+        names = archive.namelist()
+        return {name.removesuffix(".npy"): _array(archive.read(name)) for name in names}
+
+
+def _array(content: bytes) -> np.ndarray:
+    """The array of an .npy, whose header must not claim more bytes than there are."""
+    stream = io.BytesIO(content)
+    headers = np.lib.format
+    old = headers.read_magic(stream) < (2, 0)
+    read = headers.read_array_header_1_0 if old else headers.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > len(content):
+        raise ValueError(
+            f"a header claims {dtype} {list(shape)}, but there are {len(content)} bytes"
+        )
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
 def _sampler_from(content: dict[str, bytes]) -> Sampler:
     """The sampler from the files in a sampler.zip, by name."""
     program = jax.export.deserialize(bytearray(content["sampler.bin"]))
-    with np.load(io.BytesIO(content["parameters.npz"]), allow_pickle=False) as arrays:
-        parameters = jax.device_put(dict(arrays))
+    parameters = jax.device_put(_arrays(content["parameters.npz"]))
     labels = None
     if "labels.npy" in content:
-        labels = np.load(io.BytesIO(content["labels.npy"]), allow_pickle=False)
+        labels = _array(content["labels.npy"])
     facts = json.loads(content["sampler.json"])
     # Earlier versions called the shape of an image its event.
     if "event" in facts:

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from score_jax.checkpoint import BestCheckpoints, Check, Checkpoints
 from score_jax.data.dataset import batch_index
 from score_jax.data.examples import Examples, placed, splits_of
 from score_jax.data.stream import prefetch
-from score_jax.debugging import first_not_finite, first_operation, is_debugging, unchecked
+from score_jax.debugging import is_debugging, unchecked
 from score_jax.devices import (
     AXIS,
     Feed,
@@ -36,42 +36,11 @@ from score_jax.devices import (
     pmap,
     replicate,
 )
-from score_jax.noise import check_seed, run_keys
+from score_jax.noise import check_counts, check_seed, run_keys
 from score_jax.progress import Progress, announce
 from score_jax.records import RunIdentity
 from score_jax.training import Metrics, Trainer, TrainState
-
-NORMS = 5
-"""Number of gradient norms in an error."""
-
-
-class Report(NamedTuple):
-    """State of a run, as callbacks receive it.
-
-    Attributes:
-        step: Steps taken.
-        num_steps: Steps of the whole run.
-        state: Replicated training state; valid during the callback only, since the next step
-            reuses its memory.
-        losses: (step, mean training loss since the entry before), since this call of `fit`.
-        held_out_losses: (step, held-out loss of the averaged parameters), since this call.
-        grad_norm: Gradient norm of the last step.
-        steps_per_second: Speed since the entry before the last in `losses`.
-        compile_seconds: Time this call spent compiling.
-        train_seconds: Time since then.
-        stopping: True if training ends here, before its last step.
-    """
-
-    step: int
-    num_steps: int
-    state: TrainState
-    losses: list[tuple[int, float]]
-    held_out_losses: list[tuple[int, float]]
-    grad_norm: float
-    steps_per_second: float
-    compile_seconds: float
-    train_seconds: float
-    stopping: bool = False
+from score_jax.training_log import Log, Report, check_state
 
 
 def fit(
@@ -161,8 +130,9 @@ def fit(
             the noise level and the gradient norms before it. Earlier checkpoints are kept. With
             JAX's switch `jax_debug_nans`, steps run one by one and the error also names the
             operation that gave the first NaN.
-        OSError: If `workdir` cannot be written, or an example cannot be read; the steps before it
-            are saved.
+        OSError: If `workdir` cannot be written, or an example cannot be read. If the first
+            process, or the only one, cannot read it, the steps before are saved; if another one
+            cannot, the run continues from the last checkpoint before.
     """
     devices = tuple(devices or jax.devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)
@@ -175,8 +145,7 @@ def fit(
         "checkpoint_every": checkpoint_every,
         **{f"callbacks[{i}]": every for i, (every, _) in enumerate(callbacks)},
     }
-    _check_numbers(
-        seed,
+    check_counts(
         num_steps=num_steps,
         batch_size=batch_size,
         steps_per_call=steps_per_call,
@@ -184,6 +153,7 @@ def fit(
         keep_checkpoints=keep_checkpoints,
         **intervals,
     )
+    check_seed(seed)
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
@@ -209,7 +179,7 @@ def fit(
     held_out_loss = _held_out_loss_fn(
         trainer, held_out, resident, state, devices, batch_size, seed, eval_batches
     )
-    log = _Log(trainer, time.monotonic() - begun, checkpoints)
+    log = Log(trainer, time.monotonic() - begun, checkpoints)
     step_fn = log.debugged(step_fn, train, seed, batch_size)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
     key = run_keys(seed)["train"]
@@ -233,7 +203,7 @@ def fit(
             last = stopping or done == num_steps
             due = {name: last or done % every == 0 for name, every in intervals.items()}
             if due["log_every"] or due["checkpoint_every"]:
-                log.add_losses(done, checkpoints)
+                log.add_losses(done)
             if due["eval_every"] and held_out_loss is not None:
                 log.held_out_losses.append((done, held_out_loss(state.ema_params)))
             if due["checkpoint_every"] and checkpoints is not None and is_first_process():
@@ -250,7 +220,7 @@ def _finished(state: TrainState, done: int, checkpoints: Checkpoints | None) -> 
     """The state on the first device, once everything is on disk."""
     state = first_replica(state)
     if checkpoints is None:
-        _check_state(state, done)
+        check_state(state, done)
     else:
         checkpoints.wait()
     return state
@@ -334,36 +304,6 @@ def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -
     return jax.jit(trainer.model.init)(run_keys(seed)["init"], *arguments)
 
 
-def _check_state(
-    state: TrainState, step: int | None = None, checkpoints: Checkpoints | None = None
-) -> None:
-    """Checks that a training state is finite.
-
-    Raises:
-        ValueError: If it is not and was given by the caller, with `step` None.
-        FloatingPointError: If training arrived at it after `step` steps.
-    """
-    name = first_not_finite(state)
-    if name is None:
-        return
-    if step is None:
-        raise ValueError(f"state.{name} is not finite: start from a sound state")
-    kept = "nothing was saved" if checkpoints is None else checkpoints.kept()
-    raise FloatingPointError(f"{name} is not finite at step {step}; {kept}")
-
-
-def _check_numbers(seed: int, **counts: int) -> None:
-    """Raises a ValueError for a seed out of range, or counts that are not positive."""
-    for name, value in counts.items():
-        if not _is_whole(value) or value < 1:
-            raise ValueError(f"{name}={value} must be a whole number of at least 1")
-    check_seed(seed)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _newest_checkpoints(run: RunIdentity | None, keep: int) -> Checkpoints | None:
     """The checkpoints from which a run is resumed; None for a run that writes nothing."""
     return None if run is None else Checkpoints(run.file.parent / "checkpoints", keep, run)
@@ -375,8 +315,7 @@ def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> 
     Raises:
         ValueError: If keep_best is no count, or there is no measure.
     """
-    if not _is_whole(keep_best) or keep_best < 0:
-        raise ValueError(f"keep_best={keep_best} must be a whole number of at least 0")
+    check_counts(0, keep_best=keep_best)
     if keep_best and best_by is None and held_out is None:
         raise ValueError(
             f"keep_best={keep_best} needs a measure: give held_out examples, or best_by"
@@ -446,7 +385,7 @@ def _initial_state(
     elif state is None:
         state = trainer.init(initial_params(trainer, *train, seed))
     else:
-        _check_state(state)
+        check_state(state)
     if int(state.step) > num_steps:
         where = f"{checkpoints.folder.parent} has" if saved else "state has"
         raise ValueError(
@@ -488,7 +427,7 @@ def _steps_ahead(done: int, num_steps: int, steps_per_call: int, intervals) -> i
 
 @contextlib.contextmanager
 def _keeping_steps(
-    checkpoints: Checkpoints | None, log: "_Log", done: int, state: TrainState, metadata: Any
+    checkpoints: Checkpoints | None, log: Log, done: int, state: TrainState, metadata: Any
 ) -> Iterator[None]:
     """Saves the steps that this call has taken if the block cannot read the data."""
     try:
@@ -497,7 +436,7 @@ def _keeping_steps(
         first = is_first_process()
         if first and checkpoints is not None and (log.pending or log.losses):
             if log.pending:
-                log.add_losses(done, checkpoints)
+                log.add_losses(done)
             checkpoints.save(done, state, metadata)
             checkpoints.wait()
         raise
@@ -541,126 +480,3 @@ def _held_out_loss_fn(
         return float(np.mean(losses))
 
     return held_out_loss
-
-
-class _Log:
-    """The losses and times of one call of `fit`."""
-
-    def __init__(self, trainer: Trainer, compile_seconds: float, checkpoints: Checkpoints | None):
-        self._checkpoints = checkpoints
-        self._trainer = trainer
-        self._sigmas = np.asarray(trainer.sigmas)
-        self.losses: list[tuple[int, float]] = []
-        self.held_out_losses: list[tuple[int, float]] = []
-        self.compile_seconds = compile_seconds
-        # (metrics, number of valid steps) of each call since the last entry of `losses`.
-        self.pending: list[tuple[Metrics, int]] = []
-        self._grad_norm, self._steps_per_second = float("nan"), 0.0
-        self._norms: list[float] = []  # Gradient norms of the last steps before `pending`.
-        self._begun = self._since = time.monotonic()
-
-    def add_losses(self, done: int, checkpoints: Checkpoints | None) -> None:
-        """Appends the mean loss since the last entry, all of which must be finite."""
-        metrics = _concatenated(self.pending)
-        self._check_metrics(metrics, done, checkpoints)
-        self._norms = [*self._norms, *map(float, metrics.grad_norm[-NORMS:])][-NORMS:]
-        self.losses.append((done, float(np.mean(metrics.loss))))
-        self._grad_norm = float(metrics.grad_norm[-1])
-        now = time.monotonic()
-        self._steps_per_second = len(metrics.loss) / max(now - self._since, 1e-9)
-        self._since = now
-        self.pending = []
-
-    def last_loss(self, metrics: Metrics) -> float:
-        """The last mean loss, or that of the first step if there is none yet."""
-        return self.losses[-1][1] if self.losses else float(np.asarray(metrics.loss)[0])
-
-    def report(self, done: int, num_steps: int, state: TrainState, stopping: bool) -> Report:
-        """The report for callbacks, after steps that must be finite."""
-        if self.pending:
-            self._check_metrics(_concatenated(self.pending), done, self._checkpoints)
-        return Report(
-            step=done,
-            num_steps=num_steps,
-            state=state,
-            losses=self.losses,
-            held_out_losses=self.held_out_losses,
-            grad_norm=self._grad_norm,
-            steps_per_second=self._steps_per_second,
-            compile_seconds=self.compile_seconds,
-            train_seconds=time.monotonic() - self._begun,
-            stopping=stopping and done < num_steps,
-        )
-
-    @contextlib.contextmanager
-    def naming_norms(self) -> Iterator[None]:
-        """Adds the last gradient norms to errors that do not name them."""
-        try:
-            yield
-        except FloatingPointError as error:
-            if "gradient norms" in str(error):
-                raise
-            norms = [*self._norms]
-            for metrics, number in self.pending:
-                norms += map(float, np.asarray(metrics.grad_norm)[:number])
-            raise FloatingPointError(f"{error}{_norms_before(norms)}") from error
-
-    def debugged(self, step_fn: Callable, train: Examples, seed: int, batch_size: int) -> Callable:
-        """`step_fn`, or with `jax_debug_nans` one that repeats a step that is not finite.
-
-        Args:
-            step_fn: As returned by `compile_steps`, for one step per call.
-            train: The training examples.
-            seed: Seed of the run.
-            batch_size: Examples per step.
-        """
-        if not is_debugging():
-            return step_fn
-
-        def step(key, state, arguments, number):
-            before = jax.tree.map(np.asarray, state)
-            state, metrics = step_fn(key, state, arguments, number)
-            done = int(before.step) + 1
-            try:
-                metrics_of_all = _concatenated([*self.pending, (metrics, number)])
-                self._check_metrics(metrics_of_all, done, self._checkpoints)
-                _check_state(state, done, self._checkpoints)
-            except FloatingPointError as error:
-                index = batch_index(seed, done - 1, len(train.x), batch_size)
-                examples = [jnp.asarray(array[index]) for array in train.arrays()]
-                before = jax.tree.map(jnp.asarray, before)
-                operation = first_operation(self._trainer.step, key, before, *examples)
-                raise FloatingPointError(f"{operation}; {error}") from error
-            return state, metrics
-
-        return step
-
-    def _check_metrics(self, metrics: Metrics, done: int, checkpoints: Checkpoints | None) -> None:
-        finite = np.isfinite(metrics.loss) & np.isfinite(metrics.grad_norm)
-        if finite.all():
-            return
-        at = int(np.argmin(finite))
-        step, level = done - len(finite) + 1 + at, int(metrics.nonfinite_level[at])
-        what = "the gradient"
-        if level >= 0:
-            what = f"the loss at noise level {level} (sigma {self._sigmas[level]:.4g})"
-        norms = [*self._norms, *map(float, metrics.grad_norm[:at])]
-        message = f"{what} is not finite at step {step}{_norms_before(norms)}"
-        if checkpoints is not None:
-            message = f"{message}; {checkpoints.kept()}"
-        raise FloatingPointError(f"{message}: lower the learning rate, or clip the gradient")
-
-
-def _norms_before(norms: list[float]) -> str:
-    """A clause about the gradient norms of the steps before an error; empty without any."""
-    if not norms:
-        return ""
-    return f"; gradient norms before it: {', '.join(f'{norm:.3g}' for norm in norms[-NORMS:])}"
-
-
-def _concatenated(pending: list[tuple[Metrics, int]]) -> Metrics:
-    """The metrics of the steps of several calls, one array each."""
-    parts = []
-    for metrics, number in pending:
-        parts.append(jax.tree.map(lambda values, n=number: np.asarray(values)[:n], metrics))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)

@@ -96,6 +96,11 @@ def check_memory(num_bytes: int, need: str) -> None:
         )
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut to 200 characters; its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def gigabytes(num_bytes: int) -> str:
     """A number of bytes in words."""
     for size, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
@@ -227,17 +232,20 @@ def _checked_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
     return member
 
 
-def check_archive(path: str | os.PathLike) -> None:
-    """Raises a ValueError if a zip archive claims more than it can hold or the memory can take.
+def check_archive(path: str | os.PathLike) -> int:
+    """The number of bytes of the content of a zip archive, or of a file that is none.
 
-    A file that is no archive is not looked at.
+    Raises:
+        ValueError: If an archive claims more than it can hold or the memory can take.
     """
     with open_regular(path) as file:
         if not zipfile.is_zipfile(file):
-            return
+            return os.fstat(file.fileno()).st_size
         with zipfile.ZipFile(file) as archive:
             found = [_checked_member(archive, name) for name in archive.namelist()]
-        check_memory(sum(member.file_size for member in found), "its content needs")
+    claimed = sum(member.file_size for member in found)
+    check_memory(claimed, "its content needs")
+    return claimed
 
 
 def load_arrays(
@@ -264,7 +272,10 @@ def load_arrays(
                 return {NPY: _read_array(file)}
             with zipfile.ZipFile(file) as archive:
                 names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
-                return {name: _member_array(archive, f"{name}.npy") for name in choose(names)}
+                chosen = choose(names)
+                found = [_checked_member(archive, f"{name}.npy") for name in chosen]
+                check_memory(sum(member.file_size for member in found), "its arrays need")
+                return {name: _member_array(archive, f"{name}.npy") for name in chosen}
     except (FileNotFoundError, ValueError):
         raise
     except Exception as error:  # Damaged files raise exceptions of any kind.

@@ -144,7 +144,7 @@ def test_a_damaged_best_checkpoint_does_not_stop_training(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep_best": -1}, "keep_best=-1 must be a whole number"),
+        ({"keep_best": -1}, "keep_best=-1 must be at least 0"),
         ({"held_out": None}, "keep_best=2 needs a measure: give held_out examples, or best_by"),
     ],
 )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from score_jax.exported import load_sampler
+from score_jax.exported import _array, _arrays, load_sampler
 
 
 def saved(save, *values, **arrays):
@@ -87,6 +87,19 @@ def test_labels_of_an_unconditional_network_are_an_error(tmp_path):
     write_sampler(tmp_path / "sampler.zip")
     with pytest.raises(ValueError, match="this network takes no labels: leave them out"):
         load_sampler(tmp_path / "sampler.zip")(0, 2, 3)
+
+
+def test_arrays_that_claim_more_than_is_stored():
+    with pytest.raises(ValueError, match="its arrays are compressed, or claim more bytes"):
+        _arrays(saved(np.savez_compressed, scale=np.zeros(10**5, np.float32)))
+    array = saved(np.save, np.zeros(999, np.int8))
+    with pytest.raises(
+        ValueError, match=r"a header claims float64 \[999\], but there are \d+ bytes"
+    ):
+        _array(array.replace(b"|i1", b"<f8"))
+    with pytest.raises(ValueError, match=r"a header claims int8 \[-99\]"):
+        _array(array.replace(b"(999,)", b"(-99,)"))
+    assert _array(array).shape == (999,)
 
 
 @pytest.mark.parametrize("missing", ["sampler.bin", "parameters.npz", "sampler.json"])

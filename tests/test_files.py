@@ -1,3 +1,4 @@
+import errno
 import shutil
 import struct
 import zipfile
@@ -15,9 +16,11 @@ from score_jax.data.files import (
     UnreadableImageError,
     decode_image,
     folder,
+    lazy_images,
     read_image,
     zipped,
 )
+from score_jax.data.retry import UnreachableError
 
 RNG = np.random.default_rng(0)
 
@@ -476,9 +479,25 @@ def test_a_file_that_vanishes_is_named(tmp_path):
     data = load(tmp_path)
     (tmp_path / "train" / "cat" / "0001.png").unlink()
     with pytest.raises(
-        UnreadableImageError, match=r"cat/0001\.png cannot be read \(.*No such file"
+        UnreachableError, match=r"cat/0001\.png cannot be read \(No such file.*: check the file"
     ):
         in_memory(data.train)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), UnreachableError),
+        (MemoryError(), MemoryError),
+        (OSError("image file is truncated"), UnreadableImageError),
+    ],
+)
+def test_only_an_image_that_was_read_is_called_damaged(error, kind):
+    def decode(position):
+        raise error
+
+    with pytest.raises(kind):
+        lazy_images(decode, str, 1)
 
 
 def test_a_zip_with_a_damaged_member_names_it(tmp_path):

@@ -310,7 +310,7 @@ def test_streamed_and_lazy_examples_give_the_same_bits_as_resident_ones():
     ("change", "words"),
     [
         ({"batch_size": 7}, "batch_size=7 cannot be split over 2 devices: use 6 or 8"),
-        ({"num_steps": 0}, "num_steps=0 must be a whole number of at least 1"),
+        ({"num_steps": 0}, "num_steps=0 must be at least 1"),
         ({"log_every": 0}, "log_every=0 must be"),
         ({"seed": -1}, r"seed=-1 must be in \[0, 2\*\*32\)"),
         ({"x": points().astype(np.complex64)}, "x is complex64, .* as two channels"),

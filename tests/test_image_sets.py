@@ -1,5 +1,6 @@
 """Sets of images in folders, archives and arrays."""
 
+import errno
 import io
 import re
 import zipfile
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from score_jax.data import image_sets
 from score_jax.data.files import ImageTransform, UnreadableImageError
 from score_jax.data.image_sets import read_images
 
@@ -37,6 +39,19 @@ def test_a_folder_is_searched_in_the_order_of_names(folder):
     np.testing.assert_array_equal(found[:], IMAGES)
     grey = read_images(folder, ImageTransform(size=4, channels=1))
     assert grey.shape == (5, 4, 4, 1)
+
+
+def test_a_read_that_fails_once_is_repeated(folder, monkeypatch):
+    failing = [OSError(errno.EIO, "Input/output error")]
+
+    def read(path):
+        if failing:
+            raise failing.pop()
+        return path.read_bytes()
+
+    monkeypatch.setattr(image_sets, "read_regular", read)
+    np.testing.assert_array_equal(read_images(folder)[:], IMAGES)
+    assert not failing
 
 
 def test_an_archive_is_read_without_unpacking(tmp_path):

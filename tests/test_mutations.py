@@ -15,7 +15,7 @@ from score_jax.cli.config_files import load_config
 from score_jax.cli.memory import check_memory, check_state
 from score_jax.cli.settings import validate
 from score_jax.cli.table import shown
-from score_jax.models.fields import check_switches
+from score_jax.models.fields import check_booleans
 from score_jax.noise import check_counts, check_seed
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "mutations.py"
@@ -62,7 +62,7 @@ def test_a_switch_of_a_network_is_true_or_false(value):
     with pytest.raises(ValueError, match=r"^config\.model\.remat="):
         validate(changed("digits_ncsn", model__remat=value))
     with pytest.raises(ValueError, match=r"^remat=.* must be True or False"):
-        check_switches(remat=value)
+        check_booleans(remat=value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import score_jax as sj
-from score_jax import fitting
+from score_jax import training_log
 from score_jax.checkpoint import BestCheckpoints, Checkpoints
 from score_jax.debugging import first_not_finite
 
@@ -125,5 +125,5 @@ def test_a_chain_names_level_sigma_and_the_operation(debug):
 
 
 def test_only_as_many_norms_as_there_are_steps():
-    assert fitting._norms_before([]) == ""
-    assert fitting._norms_before([1.25, 250.0]) == "; gradient norms before it: 1.25, 250"
+    assert training_log.norms_before([]) == ""
+    assert training_log.norms_before([1.25, 250.0]) == "; gradient norms before it: 1.25, 250"

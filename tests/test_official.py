@@ -1,3 +1,4 @@
+import re
 import sys
 
 import jax
@@ -178,6 +179,33 @@ def test_checkpoints_of_both_official_codes_are_read(torch, tmp_path):
     np.testing.assert_array_equal(found.state["end_conv.bias"], state["end_conv.bias"])
     np.testing.assert_array_equal(found.ema_state["end_conv.bias"], state["end_conv.bias"] + 1)
     np.testing.assert_array_equal(found.ema_state["sigmas"], state["sigmas"])
+
+
+@pytest.mark.parametrize("step", [2**40, -5, 2**31, True, 3.0, 10**5000, [7]])
+def test_a_step_that_no_training_state_has_is_0(step, tmp_path, monkeypatch):
+    content = {"step": step, "state_dict": golden("ncsn_mnist_ngf8")["param"]}
+    (tmp_path / "x.pth").write_bytes(bytes(10**6))
+    monkeypatch.setattr("score_jax.models.official._load_torch", lambda path: content)
+    found = read_official(tmp_path / "x.pth")
+    assert found.step == 0
+    assert re.search(r"x\.pth, \S.*, is no whole number from 0 to 2147483647", found.note)
+    content["step"] = 2**31 - 1
+    assert read_official(tmp_path / "x.pth")[2:] == (2**31 - 1, None)
+    del content["step"]
+    assert read_official(tmp_path / "x.pth")[2:] == (0, None)
+
+
+def test_an_array_that_claims_more_than_the_file_holds(tmp_path, monkeypatch):
+    content = {"begin_conv.weight": np.broadcast_to(np.float32(1), (1000, 1000))}
+    (tmp_path / "x.pth").write_bytes(bytes(10**6))
+    monkeypatch.setattr("score_jax.models.official._load_torch", lambda path: content)
+    words = r"'begin_conv\.weight' claims \[1000, 1000\], 4000000 bytes, .* file has 1000000"
+    with pytest.raises(ValueError, match=words):
+        read_official(tmp_path / "x.pth")
+    (tmp_path / "x.pth").write_bytes(bytes(4 * 10**6))
+    monkeypatch.setattr("score_jax.reading.memory_bytes", lambda: 3 * 10**6)
+    with pytest.raises(ValueError, match=r"its arrays need at least 4 MB, but there are 3 MB"):
+        read_official(tmp_path / "x.pth")
 
 
 class Trap:

@@ -42,6 +42,7 @@ LAYERS = [
     ["evaluation.classifier"],
     ["samplers.inpainting", "samplers.interpolation", "models.refinenet", "models.unet"],
     ["models.ncsn", "models.ncsnv2", "models.mlp", "models.inception", "training"],
+    ["training_log"],
     ["models.official", "fitting", "sampling", "evaluation.objective", "evaluation.densities"],
     ["models.inception_weights"],
     ["cli"],

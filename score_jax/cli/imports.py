@@ -81,6 +81,8 @@ def import_mode(command: Command, devices: Sequence[Any]) -> bool:
     if checkpoints.steps():
         raise ValueError(f"--workdir={folder} holds checkpoints already: choose another --workdir")
     official = _read(checkpoint)
+    if official.note:
+        announce(official.note)
     model, params = from_official(official.state)
     ema_params = from_official(official.ema_state)[1]
     config = fitted_config(command.config, model, params)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from score_jax.cli.table import NAMING, SETTINGS, is_own, shown
+from score_jax.reading import first_line
 
 
 def resolve(table: Mapping[str, str], name: str, setting: str) -> Callable:
@@ -174,5 +175,5 @@ def calling(setting: str, name: str, settings: Mapping[str, Any] | None = None) 
 
 def _in_words(error: BaseException) -> str:
     """The type and the first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

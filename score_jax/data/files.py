@@ -23,7 +23,7 @@ from score_jax.data.layout import (
     list_folder,
     open_archives,
 )
-from score_jax.data.retry import UnreachableError, retried
+from score_jax.data.retry import UnreachableError, check_reachable, retried
 from score_jax.reading import expanded, read_member, read_regular, within
 
 
@@ -81,7 +81,7 @@ def folder(
             if a transform is out of range.
         UnreadableImageError: If an image is damaged or has another shape than the first. The first
             image of each split is decoded here, all others on access.
-        UnreachableError: If an image cannot be read in several attempts.
+        UnreachableError: If the system does not give the file of an image.
     """
     root = os.path.expanduser(path or "")
     if not os.path.isdir(root):
@@ -163,16 +163,18 @@ def lazy_images(
         shape: Shape that all images must have; None for the shape of the first.
 
     Raises:
-        UnreadableImageError: If the first image cannot be read or has another shape. Access to the
+        UnreadableImageError: If the first image is damaged or has another shape. Access to the
             result raises it for the others.
+        UnreachableError: Likewise, if the system does not give the file of an image.
     """
 
     def decode_checked(position: int) -> np.ndarray:
         try:
             image = decode(position)
-        except UnreachableError:
+        except (UnreachableError, MemoryError):
             raise
         except Exception as error:  # decoders raise exceptions of any kind at damaged data
+            check_reachable(error, name(position))
             raise UnreadableImageError(
                 f"{name(position)} cannot be read ({error}): replace it, or remove it from the "
                 "data"

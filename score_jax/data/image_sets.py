@@ -19,6 +19,7 @@ from score_jax.data.layout import (
     is_image,
     members,
 )
+from score_jax.data.retry import retried
 from score_jax.reading import (
     expanded,
     load_arrays,
@@ -51,6 +52,7 @@ def read_images(
         FileNotFoundError: If there is no such file or folder.
         ValueError: If it holds no images, or an array of another kind.
         UnreadableImageError: If the first image is damaged; access raises it for the others.
+        UnreachableError: Likewise, if the system does not give the file of an image.
     """
     file, passed = expanded(path), PassedOver()
     if file.is_dir():
@@ -98,10 +100,15 @@ def _lazily(
         if not images:
             raise ValueError(f"{file} holds no images (.png, .jpg or .jpeg)")
 
-    def decode(position: int) -> np.ndarray:
-        return decode_image(read(images[position][1]), transform)
+    def name(position: int) -> str:
+        return f"{file}: {images[position][0]}"
 
-    lazy = lazy_images(decode, lambda i: f"{file}: {images[i][0]}", len(images))
+    content = retried(lambda position: read(images[position][1]), name)
+
+    def decode(position: int) -> np.ndarray:
+        return decode_image(content(position), transform)
+
+    lazy = lazy_images(decode, name, len(images))
     lazy.note = passed.sentence(str(file))
     return lazy
 

@@ -11,7 +11,7 @@ LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryE
 
 
 class UnreachableError(OSError):
-    """A file could not be read in several attempts, although it may be sound."""
+    """The system did not give a file, which may be sound."""
 
 
 def retried(
@@ -52,6 +52,19 @@ def retried(
             ) from error
 
     return repeat
+
+
+def check_reachable(error: Exception, name: str) -> None:
+    """Raises an UnreachableError if `error` is one of the system, not of the content of a file.
+
+    Args:
+        error: What a read or a decoder raised. Pillow's own OSErrors have no number.
+        name: Name of the file in the message.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        raise UnreachableError(
+            f"{name} cannot be read ({error.strerror}): check the file system of the data"
+        ) from error
 
 
 def _may_pass(error: OSError) -> bool:

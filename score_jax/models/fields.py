@@ -1,10 +1,11 @@
 """Checks of the fields of networks, on Python values when a network is built."""
 
-import numbers
 from typing import Any
 
+from score_jax.noise import check_counts
 
-def check_switches(**fields: Any) -> None:
+
+def check_booleans(**fields: Any) -> None:
     """Raises a ValueError for a field that is not True or False."""
     for name, value in fields.items():
         if not isinstance(value, bool):
@@ -14,13 +15,8 @@ def check_switches(**fields: Any) -> None:
 def check_widths(**fields: Any) -> None:
     """Raises a ValueError for a field that is no tuple of whole numbers of at least 1."""
     for name, value in fields.items():
-        widths = value if isinstance(value, tuple | list) else ()
-        if not widths or not all(_is_whole(width) and width >= 1 for width in widths):
+        if not isinstance(value, tuple | list) or not value:
             raise ValueError(
-                f"{name}={value!r} must name at least one layer, as a tuple such as (128, 128), "
-                "and every width must be at least 1"
+                f"{name}={value!r} must name at least one layer, as a tuple such as (128, 128)"
             )
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        check_counts(**{f"{name}[{i}]": width for i, width in enumerate(value)})

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from score_jax.models.fields import check_switches
+from score_jax.models.fields import check_booleans
 from score_jax.models.layers import (
     ClassConditional,
     ConditionalInstanceNormPlus,
@@ -59,7 +59,7 @@ class NCSN(nn.Module):
 
     def __post_init__(self):
         check_counts(width=self.width)
-        check_switches(centered=self.centered, remat=self.remat)
+        check_booleans(centered=self.centered, remat=self.remat)
         compute_dtype(self.dtype)
         self.num_classes = self.num_classes or None
         if self.sigmas is not None:

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from score_jax.models.fields import check_switches
+from score_jax.models.fields import check_booleans
 from score_jax.models.layers import (
     ClassConditional,
     Conv,
@@ -82,7 +82,7 @@ class NCSNv2(nn.Module):
 
     def __post_init__(self):
         check_counts(width=self.width)
-        check_switches(centered=self.centered, remat=self.remat)
+        check_booleans(centered=self.centered, remat=self.remat)
         compute_dtype(self.dtype)
         self.num_classes = self.num_classes or None
         self.sigmas = as_floats(self.sigmas)

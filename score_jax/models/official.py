@@ -20,7 +20,7 @@ import numpy as np
 
 from score_jax.models.ncsn import NCSN
 from score_jax.models.ncsnv2 import NCSNv2
-from score_jax.reading import DEFLATE_RATIO, check_archive, expanded, load_arrays, within
+from score_jax.reading import check_archive, check_memory, expanded, load_arrays, within
 from score_jax.typing import Params
 
 State = Mapping[str, np.ndarray]
@@ -40,12 +40,14 @@ class Official(NamedTuple):
     Attributes:
         state: The state dict, without the `module.` prefix.
         ema_state: The state dict with averaged parameters; `state` if the file has none.
-        step: Number of training steps; 0 if the file does not contain it.
+        step: Number of training steps, in [0, 2**31); 0 if the file does not contain it.
+        note: A sentence about a step of the file that is not used, or None.
     """
 
     state: State
     ema_state: State
     step: int
+    note: str | None = None
 
 
 def from_official(state: State) -> tuple[nn.Module, Params]:
@@ -194,14 +196,26 @@ def read_official(path: str | os.PathLike) -> Official:
             "begins with one, or a dictionary with one under 'state_dict' or 'model'"
         )
     state = _to_arrays(model, path)
+    step, note = _checked_step(step, path)
     if not isinstance(ema, Mapping) or ema is model:
-        return Official(state, state, step)
+        return Official(state, state, step, note)
 
     # The averaged parameters do not include buffers, so take these from the state dict.
-    return Official(state, {**state, **_to_arrays(ema, path)}, step)
+    return Official(state, {**state, **_to_arrays(ema, path)}, step, note)
 
 
-def _parts_of(content: Any) -> tuple[Any, Any, int]:
+def _checked_step(step: Any, path: Path) -> tuple[int, str | None]:
+    """(step, None), or (0, a sentence) for a step that a training state cannot have."""
+    if step is None:
+        return 0, None
+    whole = isinstance(step, int) and not isinstance(step, bool)
+    if whole and 0 <= step < 2**31:
+        return step, None
+    shown = step if whole and abs(step) < 2**64 else f"a {type(step).__name__}"
+    return 0, f"the step in {path}, {shown}, is no whole number from 0 to {2**31 - 1}: 0 is used"
+
+
+def _parts_of(content: Any) -> tuple[Any, Any, Any]:
     """(state dict, averaged parameters, step) of a checkpoint; None for a part that it lacks."""
     ema, step = None, None
     if isinstance(content, list | tuple):
@@ -211,7 +225,7 @@ def _parts_of(content: Any) -> tuple[Any, Any, int]:
         step = content.get("step")
         ema = next((content[key] for key in EMA if isinstance(content.get(key), Mapping)), None)
     model, ema = _unwrapped(content), _unwrapped(ema)
-    return model, ema, step if isinstance(step, int) and not isinstance(step, bool) else 0
+    return model, ema, step
 
 
 def _unwrapped(content: Any) -> Any:
@@ -262,17 +276,20 @@ def _to_arrays(tensors: Mapping, path: Path) -> State:
     """Tensors or arrays as numpy arrays, by their names without the `module.` prefix.
 
     Raises:
-        ValueError: If a value is not an array of finite real numbers.
+        ValueError: If a value is not an array of finite real numbers, or if one claims more bytes
+            than the content of the file has, or all together more than the memory.
     """
-    state = {}
-    limit = DEFLATE_RATIO * (path.stat().st_size + 64)
+    state, claimed, limit = {}, 0, check_archive(path)
     for name, value in tensors.items():
         if not isinstance(name, str) or not hasattr(value, "shape"):
             raise ValueError(
                 f"{path}: {name!r} is a {type(value).__name__}, but a state dict maps names to "
                 "tensors"
             )
-        array = _to_array(value, f"{path}: {name!r}", limit)
+        # A tensor can claim any shape by strides of 0.
+        claimed += _claimed(value, f"{path}: {name!r}", limit)
+        check_memory(claimed, f"{path}: its arrays need")
+        array = _to_array(value, f"{path}: {name!r}")
         if array.dtype.kind not in "iuf":
             raise ValueError(f"{path}: {name!r} has dtype {array.dtype}, but must be real numbers")
         if not np.isfinite(array).all():
@@ -284,14 +301,20 @@ def _to_arrays(tensors: Mapping, path: Path) -> State:
     return state
 
 
-def _to_array(value: Any, name: str, limit: int) -> np.ndarray:
-    """A tensor as an array of at most `limit` bytes."""
-    # A tensor can claim any shape by strides of 0.
+def _claimed(value: Any, name: str, limit: int) -> int:
+    """Bytes of a tensor or array, as float32 if it is narrower; its own are at most `limit`."""
+    size = value.element_size() if hasattr(value, "element_size") else value.dtype.itemsize
     number = math.prod(value.shape)
-    if number > limit:
+    if number * size > limit:
         raise ValueError(
-            f"{name} claims {list(value.shape)}, more values than the {limit} bytes of the file"
+            f"{name} claims {list(value.shape)}, {number * size} bytes, but the content of the "
+            f"file has {limit}"
         )
+    return number * max(size, 4)
+
+
+def _to_array(value: Any, name: str) -> np.ndarray:
+    """A tensor as an array."""
     # Numpy takes neither tensors that require a gradient nor bfloat16 and shorter floats.
     try:
         if hasattr(value, "detach"):
