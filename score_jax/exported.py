@@ -180,10 +180,9 @@ def _array(content: bytes) -> np.ndarray:
     old = headers.read_magic(stream) < (2, 0)
     read = headers.read_array_header_1_0 if old else headers.read_array_header_2_0
     shape, _, dtype = read(stream)
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > len(content):
-        raise ValueError(
-            f"a header claims {dtype} {list(shape)}, but there are {len(content)} bytes"
-        )
+    size = len(content)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"a header claims {dtype} {list(shape)}, but there are {size} bytes")
     return np.load(io.BytesIO(content), allow_pickle=False)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from score_jax.data import prepared
 from score_jax.data.dataset import in_memory
 from score_jax.data.files import AS_STORED, ImageTransform, UnreadableImageError
+from score_jax.data.retry import UnreachableError
 
 NUMBERS = {"train": 20, "test": 7}
 
@@ -192,6 +193,33 @@ def test_a_damaged_record_is_named(data_dir, tmp_path):
         UnreadableImageError, match=r"tiny_colors: train, record \d+ cannot be read \("
     ):
         in_memory(load("tiny_colors", str(copy), labels=False).train)
+
+
+def test_a_read_that_fails_once_is_repeated(data_dir, monkeypatch):
+    data = load("tiny_colors", data_dir)
+    expected, opened = in_memory(data.train), prepared._opened_records
+    reasons = ["pread() failed: Input/output error; reading x; at byte 0", "Invalid hash of chunk"]
+
+    class Failing:
+        def __init__(self, *arguments):
+            self.records = opened(*arguments)
+
+        def __len__(self):
+            return len(self.records)
+
+        def __getitem__(self, position):
+            if position == 3 and reasons:
+                raise RuntimeError(reasons.pop(0))
+            return self.records[position]
+
+    monkeypatch.setattr(prepared, "_opened_records", Failing)
+    data = load("tiny_colors", data_dir, labels=False)
+    with pytest.raises(UnreadableImageError, match=r"record 3 cannot be read \(Invalid hash"):
+        data.train[3]
+    np.testing.assert_array_equal(in_memory(data.train), expected)
+    reasons += ["open() failed: Permission denied; reading x"]
+    with pytest.raises(UnreachableError, match=r"record 3 cannot be read \(Permission denied\)"):
+        data.train[3]
 
 
 def test_a_data_set_that_is_not_prepared(tmp_path):

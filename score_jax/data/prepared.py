@@ -1,7 +1,9 @@
 """Image data sets prepared by tensorflow-datasets, read without TensorFlow."""
 
 import difflib
+import errno
 import os
+import re
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,11 @@ from score_jax.data.files import (
     decode_image,
     lazy_images,
 )
+from score_jax.data.retry import UnreachableError, check_reachable, retried
+from score_jax.reading import first_line
+
+SYSTEM_CALL = re.compile(r"\w+\(\) failed: ([^;]+)")
+"""A call of the system that failed, and the reason, in a message of array_record."""
 
 
 def tfds(
@@ -47,6 +54,7 @@ def tfds(
         ValueError: If there is no such data set or split, if it has no images, or if a transform
             is out of range.
         UnreadableImageError: As in `files.folder`; also if a label cannot be read.
+        UnreachableError: As in `files.folder`.
     """
     import tensorflow_datasets  # slow to import
 
@@ -58,26 +66,28 @@ def tfds(
         transform = transform._replace(channels=1 if grey else 3)
 
     # Decode images lazily, all of one shape.
-    train_records = _records(builder, train_split, "train_split")
-    held_out_records = _records(builder, held_out_split, "held_out_split")
+    train_records = _Records(builder, train_split, "train_split", f"{name}: {train_split}")
+    held_out_records = _Records(
+        builder, held_out_split, "held_out_split", f"{name}: {held_out_split}"
+    )
     encoded = tensorflow_datasets.decode.SkipDecoding()
     parse = _parser(features, "image", decoders={"image": encoded})
 
-    def lazy(records: Any, split: str, shape: tuple[int, int, int] | None) -> LazyImages:
+    def lazy(records: _Records, shape: tuple[int, int, int] | None) -> LazyImages:
         def decode(position: int) -> np.ndarray:
-            return decode_image(parse(records[position]), transform)
+            return decode_image(parse(records.read(position)), transform)
 
-        return lazy_images(decode, lambda i: f"{name}: {split}, record {i}", len(records), shape)
+        return lazy_images(decode, records.name, records.number, shape)
 
-    train = lazy(train_records, train_split, None)
-    held_out = lazy(held_out_records, held_out_split, train.shape[1:])
+    train = lazy(train_records, None)
+    held_out = lazy(held_out_records, train.shape[1:])
     data = Dataset(train, held_out, num_values=256)
 
     class_label = tensorflow_datasets.features.ClassLabel
     if not labels or not isinstance(features.get("label"), class_label):
         return data
-    train_labels = _labels(features, train_records, f"{name}: {train_split}")
-    held_out_labels = _labels(features, held_out_records, f"{name}: {held_out_split}")
+    train_labels = _labels(features, train_records)
+    held_out_labels = _labels(features, held_out_records)
     return _with_labels(data, train_labels, held_out_labels, features["label"].num_classes)
 
 
@@ -119,14 +129,17 @@ def _parser(features: dict[str, Any], feature: str, **options: Any) -> Callable[
     return lambda record: only.deserialize_example_np(record, **options)[feature]
 
 
-def _labels(features: dict[str, Any], records: Any, where: str) -> np.ndarray:
+def _labels(features: dict[str, Any], records: "_Records") -> np.ndarray:
     """The labels of all records, int32."""
     parse = _parser(features, "label")
     try:
-        return np.array([parse(record) for record in records], np.int32)
+        return np.array([parse(records.read(i)) for i in range(records.number)], np.int32)
+    except (UnreachableError, MemoryError):
+        raise
     except Exception as error:  # damaged files raise exceptions of any kind
+        check_reachable(error, records.place)
         raise UnreadableImageError(
-            f"{where} cannot be read ({error}): prepare it again"
+            f"{records.place} cannot be read ({error}): prepare it again"
         ) from error
 
 
@@ -192,8 +205,45 @@ def _configs(name: str) -> str:
     return f": there is {', '.join(configs)}" if configs else ""
 
 
-def _records(builder: Any, split: str, setting: str) -> Any:
-    """The serialized records of a split."""
+class _Records:
+    """The serialized records of a split; reads are repeated when the system fails.
+
+    Args:
+        builder: The data set.
+        split: The split.
+        setting: Name of the argument that chose it.
+        place: Name of the split in messages.
+    """
+
+    def __init__(self, builder: Any, split: str, setting: str, place: str):
+        self.place = place
+        self._open = lambda: _opened_records(builder, split, setting)
+        self._records = self._open()
+        self.number = len(self._records)
+        self.read = retried(self._read, self.name)
+
+    def name(self, position: int) -> str:
+        """The name of a record in messages."""
+        return f"{self.place}, record {position}"
+
+    def _read(self, position: int) -> bytes:
+        try:
+            return self._records[position]
+        except RuntimeError as error:
+            # array_record raises no OSError, but names the call: "pread() failed: reason; ...".
+            reason = SYSTEM_CALL.search(str(error))
+            if reason is None:
+                raise
+            self._records = self._open()  # A file that was not opened is not tried again.
+            raise OSError(_number_of(reason[1]), reason[1]) from error
+
+
+def _number_of(reason: str) -> int:
+    """The number of an error of the system."""
+    return next((each for each in errno.errorcode if os.strerror(each) == reason), errno.EIO)
+
+
+def _opened_records(builder: Any, split: str, setting: str) -> Any:
     import tensorflow_datasets
 
     raw = tensorflow_datasets.decode.DeserializeMethod.RAW_BYTES
@@ -202,8 +252,7 @@ def _records(builder: Any, split: str, setting: str) -> Any:
     except Exception as error:  # the kind depends on the split: unknown, empty, not to be parsed
         splits = builder.info.splits.items()
         there = [f"{key} ({value.num_examples} examples)" for key, value in splits]
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{setting}={split!r} cannot be read ({reason}): there is {', '.join(there)}, and "
+            f"{setting}={split!r} cannot be read ({first_line(error)}): there is {', '.join(there)}, and "
             "parts like 'train[:90%]'"
         ) from error
