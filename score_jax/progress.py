@@ -3,7 +3,6 @@
 import sys
 import time
 
-
 _silenced = False
 
 
