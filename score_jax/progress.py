@@ -3,6 +3,14 @@
 import sys
 import time
 
+_silenced = False
+
+
+def silence() -> None:
+    """Shows no progress and no announcements any more, as in processes that repeat another one."""
+    global _silenced
+    _silenced = True
+
 
 class Progress:
     """Shows the progress, rate and remaining time of a loop; a context manager.
@@ -30,7 +38,7 @@ class Progress:
         self._done, self._began = start, time.monotonic()
         self._printed_done, self._printed_at = start, self._began
         self._bar = None
-        if shown and sys.stderr.isatty():
+        if shown and not _silenced and sys.stderr.isatty():
             import tqdm
 
             self._bar = tqdm.tqdm(
@@ -87,5 +95,5 @@ class Progress:
 
 def announce(text: str, shown: bool = True) -> None:
     """Prints a line at once, if `shown`."""
-    if shown:
+    if shown and not _silenced:
         print(text, flush=True)

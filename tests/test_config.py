@@ -415,7 +415,8 @@ def test_allowed_values_in_words():
         "optim.beta1": "a number in [0, 1)",
         "data.flip": "True or False",
         "data.channels": "1 or 3, or none",
-        "model.hidden": "a tuple such as (128, 128) of at most 100, each an integer from 1 to 65536",
+        "model.hidden": "a tuple such as (128, 128) of at most 100, each an integer from 1 to "
+        "65536",
     }
     assert {name: allowed(SETTINGS[name]) for name in words} == words
 

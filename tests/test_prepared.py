@@ -250,7 +250,7 @@ def test_a_path_may_begin_at_home(data_dir, monkeypatch):
 
 
 def test_transforms_that_are_out_of_range(data_dir):
-    with pytest.raises(ValueError, match="size=0 must be at least 1, or None"):
+    with pytest.raises(ValueError, match="size=0 must be from 1 to 8192 pixels, or None"):
         load("tiny_colors", data_dir, ImageTransform(size=0))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from runs import ROOT, command_line, environment, load
 
-from score_jax.cli.together import Group, group_of
+from score_jax.cli.together import Group, bound_devices, group_of
 
 FLAGS = [
     "--config=toy",
@@ -157,10 +157,28 @@ def test_an_incomplete_description_is_refused(flags, environment, words):
         group_of(*flags, environment)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "per_task", "visible", "devices"),
+    [
+        ("8(x2)", None, "0,1,2,3,4,5,6,7", None),  # JAX takes that of the task's number
+        ("8(x2)", "1", "0", [0]),
+        ("2(x2)", "4", "0,1,2,3", [0, 1, 2, 3]),
+        ("1(x2)", None, "0,1,2,3", [0, 1, 2, 3]),
+        ("1(x2)", None, None, None),
+    ],
+)
+def test_gpus_that_slurm_has_bound_to_a_task_are_its_own(tasks, per_task, visible, devices):
+    environment = {"SLURM_STEP_NODELIST": "node[1-2]", "SLURM_STEP_TASKS_PER_NODE": tasks}
+    environment |= {"SLURM_GPUS_PER_TASK": per_task} if per_task else {}
+    environment |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    assert bound_devices(environment) == devices
+
+
 def test_other_modes_run_in_a_single_process(tmp_path):
     line = command_line("--mode=report", f"--workdir={tmp_path}")
     several = environment() | {"OMPI_COMM_WORLD_SIZE": "2"}
     done = subprocess.run(line, cwd=ROOT, env=several, text=True, capture_output=True)
     assert done.returncode == 2
-    assert "--mode=report runs in a single process, but the environment describes" in done.stderr
+    words = "--mode=report runs in a single process, but the flags or the environment describe"
+    assert words in done.stderr
     assert os.listdir(tmp_path) == []

@@ -75,7 +75,8 @@ def test_a_run_writes_all_of_its_files(finished):
     assert [step for step, _ in metrics["held_out_loss"]] == [30, 60]
     assert metrics["train_loss"][-1][1] < metrics["train_loss"][0][1]
     assert all(metrics["seconds"][name] > 0 for name in ("compile", "train", "sample"))
-    assert not [path for path in finished.iterdir() if path.name.startswith(".")]
+    hidden = [path.name for path in finished.iterdir() if path.name.startswith(".")]
+    assert all(name.endswith(".lock") for name in hidden)
     with Image.open(finished / "chain.webp") as file:
         assert file.n_frames == 3 + 1  # the snapshots and the end
 

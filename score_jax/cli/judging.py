@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from score_jax.cli import quality, samples
@@ -109,6 +110,8 @@ def judge_final(run: Run, x: np.ndarray, step: int, judge: RunJudge) -> None:
     try:
         _judge_final(run, x, step, judge)
     except (ValueError, OSError) as error:
+        if jax.process_count() > 1:
+            raise  # The others wait for this process.
         announce(f"the samples are not judged: {' '.join(str(error).split())}")
 
 

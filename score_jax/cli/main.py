@@ -7,6 +7,7 @@ stopped by signal n: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     is_process = arguments is None
-    code = _run(arguments, is_process)
+    try:
+        code = _run(arguments, is_process)
+    except Exception:
+        if not is_process or "score_jax.cli.processes" not in sys.modules:
+            raise
+        # Leaving as usual would wait for processes that wait for this one.
+        traceback.print_exc()
+        code = 1
     if is_process and "score_jax.cli.processes" in sys.modules:
         from score_jax.cli import processes
 
@@ -70,7 +78,11 @@ def _run(arguments: Sequence[str] | None, is_process: bool) -> int:
         return 1
     except FloatingPointError as error:
         return _refused(error, 1)
-    except RuntimeError:
+    except MemoryError as error:
+        return _refused(_memory_error(error), 1)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return _refused(_memory_error(error), 1)
         # A collective fails when another process has ended; the watch then ends this one.
         if "score_jax.cli.processes" in sys.modules:
             from score_jax.cli import processes
@@ -105,7 +117,7 @@ def _join(command: Any) -> Any:
     """
     options = command.options
     flags = (options.coordinator, options.num_processes, options.process_id)
-    from score_jax.cli.modes import MODES, PROCESSES, users
+    from score_jax.cli.modes import MODES, PROCESSES
     from score_jax.cli.together import group_of
 
     group = group_of(*flags, os.environ)
@@ -113,8 +125,8 @@ def _join(command: Any) -> Any:
         return None
     if not set(PROCESSES) <= set(MODES[command.mode].flags):
         raise ValueError(
-            f"--mode={command.mode} runs in a single process, but the environment describes "
-            f"several: start it once, with {users(PROCESSES[0])} for several"
+            f"--mode={command.mode} runs in a single process, but the flags or the environment "
+            "describe several: start it once, with --coordinator=none"
         )
     from score_jax.cli import processes
 
@@ -154,6 +166,15 @@ def _silence_background_saves() -> None:
     from score_jax.checkpoint import silence_background_saves
 
     silence_background_saves()
+
+
+def _memory_error(error: Exception) -> str:
+    """A sentence about memory that does not suffice."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (
+        f"the memory does not suffice ({first}): lower config.training.batch_size, "
+        "config.sampling.batch_size or the width of the network; files written so far are kept"
+    )
 
 
 def _system_error(error: OSError) -> str:

@@ -84,12 +84,17 @@ def check_state(state_bytes: int, devices: Sequence[jax.Device], width: str) -> 
 
 
 def device_memory(devices: Sequence[jax.Device]) -> int:
-    """Bytes of memory of all devices together; for CPUs, those of the machine."""
+    """Bytes of memory of all devices together; for CPUs, those of the machines.
+
+    Each process knows its own devices, and expects as much of the others.
+    """
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    num_processes = len(devices) // len(own)
     if devices[0].platform == "cpu":
-        return host_memory()
-    stats = [device.memory_stats() or {} for device in devices]
+        return num_processes * host_memory()
+    stats = [device.memory_stats() or {} for device in own]
     known = [each["bytes_limit"] for each in stats if "bytes_limit" in each]
-    return sum(known) if len(known) == len(devices) else 2**63
+    return num_processes * sum(known) if len(known) == len(own) else 2**63
 
 
 def host_memory() -> int:

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from score_jax.cli.table import MANY, Setting
 
-EVERY_MODE = ("mode", "config", "workdir", "devices", "cache", "help")
+EVERY_MODE = ("mode", "config", "workdir", "devices", "coordinator", "cache", "help")
 """Flags that all modes use."""
 
-PROCESSES = ("coordinator", "num_processes", "process_id")
+PROCESSES = ("num_processes", "process_id")
 """Flags of modes that several processes can run together."""
 
 POSTERIORS = ("moment_matching", "pseudo_inverse", "dps", "annealed")

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from score_jax import progress
 from score_jax.cli import workdir
-from score_jax.cli.together import Group
+from score_jax.cli.together import Group, bound_devices
 
 EXIT_CODE_LOST = 1
 START_SECONDS = 300
@@ -50,6 +51,7 @@ def join(group: Group) -> None:
             coordinator_address=group.coordinator,
             num_processes=group.number,
             process_id=group.index,
+            local_device_ids=bound_devices(os.environ),
             coordinator_bind_address=group.coordinator if on_loopback else None,
             initialization_timeout=START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -105,17 +107,18 @@ class Watch:
                 connection.sendall(FAREWELL)
 
     def _accept(self, server: socket.socket, token: bytes) -> None:
-        while len(self._sockets) < self._number - 1:
-            connection, _ = server.accept()
-            connection.settimeout(CONNECT_SECONDS)
-            try:
-                greeting = connection.recv(TOKEN_BYTES + INDEX_BYTES, socket.MSG_WAITALL)
-            except OSError:
-                greeting = b""
-            if secrets.compare_digest(greeting[:TOKEN_BYTES], token):
-                self._start(connection, int.from_bytes(greeting[TOKEN_BYTES:], "big"))
-            else:
-                connection.close()  # A stranger
+        with server:
+            while len(self._sockets) < self._number - 1:
+                connection, _ = server.accept()
+                connection.settimeout(CONNECT_SECONDS)
+                try:
+                    greeting = connection.recv(TOKEN_BYTES + INDEX_BYTES, socket.MSG_WAITALL)
+                except OSError:
+                    greeting = b""
+                if secrets.compare_digest(greeting[:TOKEN_BYTES], token):
+                    self._start(connection, int.from_bytes(greeting[TOKEN_BYTES:], "big"))
+                else:
+                    connection.close()  # A stranger
 
     def _start(self, connection: socket.socket, other: int) -> None:
         connection.settimeout(None)
@@ -186,6 +189,7 @@ def _broadcast(text: str) -> str:
 def leave_writing_to_first() -> None:
     """Silences the output of all processes but the first, and lets these write no files."""
     if jax.process_index():
+        progress.silence()
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the process)
         workdir.write_nothing()
 
@@ -212,9 +216,9 @@ def part(exit_code: int) -> None:
         exit_code: Exit code of this process. From 128 on it stands for a signal, at which all
             processes stop.
     """
-    if not _watches:
+    if not jax.distributed.is_initialized():
         return
-    if exit_code == 0 or exit_code >= 128:
+    if _watches and (exit_code == 0 or exit_code >= 128):
         _watches.pop().leave()
         jax.distributed.shutdown()  # Waits for the others.
         return

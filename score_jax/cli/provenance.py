@@ -122,7 +122,7 @@ def reproducing(command: Command) -> str:
         flags = differences(completed(saved), command.config)
         arguments.append(f"--mode={command.mode}")
     for option, value in command.options._asdict().items():
-        if value is not None and option not in PROCESSES:
+        if value is not None and option not in ("coordinator", *PROCESSES):
             arguments += [f"--{option}", value]
     if command.devices is not None:
         arguments += ["--devices", command.devices]

@@ -95,3 +95,17 @@ def _number(given: int | None, flag: str, variable: str, environment: Mapping[st
             "number of all processes and its own number from 0"
         )
     return int(text)
+
+
+def bound_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """Numbers of the GPUs that SLURM has bound to this task alone; None to let JAX choose.
+
+    JAX takes one GPU per task, with the task's number on its node, which is wrong for a task that
+    sees its own GPUs only, or all of a node.
+    """
+    visible = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    alone = environment.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0] == "1"
+    bound = "SLURM_STEP_NODELIST" in environment and (
+        alone or "SLURM_GPUS_PER_TASK" in environment
+    )
+    return list(range(len(visible))) if bound and visible else None

@@ -28,7 +28,7 @@ from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
 from score_jax.debugging import is_debugging
-from score_jax.devices import from_first_process, maximum_over_processes
+from score_jax.devices import from_first_process, is_first_process, maximum_over_processes
 from score_jax.fitting import Report, fit
 from score_jax.progress import announce
 from score_jax.reading import load_arrays
@@ -169,6 +169,8 @@ def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.
 
 def _write_report(run: Run) -> None:
     """Writes report.html; a failure is announced, since the run is complete without it."""
+    if not is_first_process():
+        return
     try:
         write_report(run.folder, run.data)
     except (ValueError, OSError) as error:
@@ -308,6 +310,8 @@ class Log:
                 "train": before["train"] + report.train_seconds,
             },
         }
+        if not is_first_process():
+            return
         workdir.write_json(self._run.folder / "metrics.json", self._content)
 
         curves = {}
