@@ -253,6 +253,6 @@ def _opened_records(builder: Any, split: str, setting: str) -> Any:
         splits = builder.info.splits.items()
         there = [f"{key} ({value.num_examples} examples)" for key, value in splits]
         raise ValueError(
-            f"{setting}={split!r} cannot be read ({first_line(error)}): there is {', '.join(there)}, and "
-            "parts like 'train[:90%]'"
+            f"{setting}={split!r} cannot be read ({first_line(error)}): there is "
+            f"{', '.join(there)}, and parts like 'train[:90%]'"
         ) from error
