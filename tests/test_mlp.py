@@ -86,7 +86,7 @@ def test_examples_do_not_see_each_other(sigmas):
     [
         ({"hidden": ()}, r"hidden=\(\) must name at least one layer"),
         ({"hidden": (8, 0)}, r"hidden\[1\]=0 must be at least 1"),
-        ({"hidden": (8.0,)}, r"hidden\[0\]=8\.0 must be a whole number of at least 1"),
+        ({"hidden": (True,)}, r"hidden\[0\]=True must be a whole number of at least 1"),
         ({"sigmas": ()}, "not empty"),
         ({"sigmas": (0.1, 1.0)}, "sigmas must decrease"),
         ({"sigmas": (1.0, 0.0)}, "sigmas must be positive"),
