@@ -86,9 +86,9 @@ def test_a_state_that_is_not_finite_is_refused(monkeypatch, tmp_path):
         best.offer(7, 1.0, bad)
 
     saved = Checkpoints(tmp_path / "checkpoints")
-    saved.save(1, _like())
+    saved.save(1, _like()._replace(step=jnp.int32(1)))
     monkeypatch.setattr(Checkpoints, "check_finite", lambda *arguments: None)
-    saved.save(2, bad)
+    saved.save(2, bad._replace(step=jnp.int32(2)))
     saved.wait()
     assert Checkpoints(tmp_path / "checkpoints").restore(_like())[0] == 1
 
