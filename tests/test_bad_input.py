@@ -24,7 +24,7 @@ import pytest
 import runs
 from PIL import Image
 
-from score_jax import exported
+from score_jax import exported, reading
 from score_jax.cli import check_sampler, masks, switches, workdir
 from score_jax.cli.flags import parse
 from score_jax.cli.main import main
@@ -716,3 +716,11 @@ def test_what_a_sampler_zip_holds_is_shown_without_running_it(tmp_path, capsys):
     assert check_sampler.main([str(tmp_path / "none.zip")]) == 2
     with pytest.raises(ValueError, match="cannot be read as an exported sampler"):
         exported.load_sampler(patched(archive(tmp_path / "bomb.zip", own[:1]), "size", 2**32 - 2))
+
+
+def test_all_arrays_together_must_fit_into_memory(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", a=np.zeros(4000), b=np.zeros(4000), c=np.zeros(3))
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 50_000)
+    with pytest.raises(ValueError, match=r"^its arrays need at least 64\d+ bytes, but there are"):
+        reading.load_arrays(tmp_path / "x.npz")
+    assert reading.load_arrays(tmp_path / "x.npz", lambda names: ["b"])["b"].shape == (4000,)
