@@ -39,6 +39,7 @@ TRAINING = [
     "--config.training.metric_samples=0",
     "--config.training.keep_best=0",
     "--config.optim.warmup_steps=10",
+    "--config.sampling.num_frames=2",
     "--config.sampling.num_samples=48",
     "--config.sampling.batch_size=16",
     "--config.sampling.num_steps=20",
