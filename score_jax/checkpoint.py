@@ -6,6 +6,7 @@ the arrays and compared on restore. One process writes; others can read at the s
 """
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -39,6 +40,8 @@ ATTEMPTS = 20
 """Largest number of times that checkpoints are listed anew because a writer removed one."""
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Part of the names of folders that are being written or removed."""
+DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""System errors of a checkpoint that lacks files, or has them in another form."""
 
 
 class Checkpoints:
@@ -130,6 +133,7 @@ class Checkpoints:
         Raises:
             ValueError: If there are checkpoints, but none is sound and of these shapes, or the
                 checkpoint of the step that was asked for is missing or damaged.
+            OSError, MemoryError: If the system cannot read a checkpoint, which may be sound.
         """
         if self._run is not None:
             self._run.read()  # Report a damaged file, rather than one per checkpoint.
@@ -152,8 +156,10 @@ class Checkpoints:
 
         Raises:
             ValueError: If they are damaged, or belong to another step or run.
+            OSError: If the system cannot read them.
         """
-        return _own_values(self._metadata(step))
+        with _as_system_errors(self.folder / str(step)):
+            return _own_values(self._metadata(step))
 
     def delete(self, step: int) -> None:
         """Removes the checkpoint of a step, once everything is on disk."""
@@ -177,6 +183,8 @@ class Checkpoints:
             except _VanishedError:
                 raise
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
+                if _may_pass(error):
+                    raise
                 errors[step] = error
                 continue
             self._unusable = list(errors)
@@ -207,6 +215,8 @@ class Checkpoints:
         except (_VanishedError, _ForeignError):
             raise
         except Exception as error:
+            if _may_pass(error):
+                raise
             raise ValueError(
                 f"the checkpoint of step {step} in {self.folder} cannot be used "
                 f"({_first_line(error)}): choose another step, or restore it from a copy"
@@ -254,7 +264,8 @@ class Checkpoints:
 
     def _restore(self, step: int, target: Any, check: Check | None) -> Any:
         try:
-            return self._restored(step, target, check)
+            with _as_system_errors(self.folder / str(step)):
+                return self._restored(step, target, check)
         except _ForeignError:
             raise
         except Exception:
@@ -328,6 +339,8 @@ class BestCheckpoints:
             except Exception as error:  # As in `Checkpoints.restore`
                 if not self._checkpoints.has(step):
                     continue  # Another process replaced it meanwhile.
+                if _may_pass(error):
+                    raise
                 self._checkpoints.set_aside(step)
                 logging.getLogger(__name__).warning(
                     "checkpoint %s is unusable (%s)",
@@ -415,6 +428,13 @@ def _as_system_errors(folder: Path) -> Iterator[None]:
             raise
         code = int(found[1])
         raise OSError(code, os.strerror(code), str(folder)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """True for an error of the system, which says nothing about the files that were read."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in DAMAGED
+    return isinstance(error, MemoryError)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from runs import ROOT
 
-from score_jax.cli import lock, workdir
+from score_jax import writing
+from score_jax.cli import lock
 
 HOLD = """
 import sys, time
@@ -37,8 +38,8 @@ def test_a_lock_ends_with_its_process_and_its_facts_mean_nothing_then(tmp_path):
         holder.communicate()
 
     # The next one holds it at once, and removes what the dead process left half written.
-    left = folder / f".samples.{workdir._host()}-{holder.pid}.npz"
-    own = folder / f".samples.{workdir._host()}-{os.getpid()}.npz"
+    left = folder / f".samples.{writing.host()}-{holder.pid}.npz"
+    own = folder / f".samples.{writing.host()}-{os.getpid()}.npz"
     half = folder / "checkpoints" / "20.orbax-checkpoint-tmp"
     half.mkdir(parents=True)
     left.touch()
@@ -61,7 +62,7 @@ def test_a_holder_without_facts_is_another_process(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "PATIENCE", 0.1)
     words = "samples is being written by another process: .*choose another --name"
     with lock.held(tmp_path, "samples"):
-        (tmp_path / ".samples.lock.json").write_text("[half")
+        (tmp_path / ".output.samples.lock.json").write_text("[half")
         with pytest.raises(ValueError, match=words), lock.held(tmp_path, "samples"):
             pass
 

@@ -108,11 +108,6 @@ def test_a_name_is_a_plain_stem(name, tmp_path):
         output_name(tmp_path, "samples", name, SETTINGS)
 
 
-def test_the_name_of_the_run_itself_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--name=run stands for the run itself"):
-        output_name(tmp_path, "samples", "run", SETTINGS)
-
-
 def test_files_of_others_are_kept_and_damaged_ones_replaced(tmp_path, capsys):
     np.savez(tmp_path / "samples.npz", mine=np.zeros(2))
     assert output_name(tmp_path, "samples", None, SETTINGS) == "samples_2"
