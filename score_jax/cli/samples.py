@@ -383,8 +383,8 @@ def make_way(run: Run, settings: dict[str, Any], shards: Shards) -> None:
     if reason and drawn_by_user:
         animation, picture = {"chain.webp": ".webp"}, {"samples.png": ".png"}
         name = _keep(run.folder, {**picture, **animation, "samples.npz": ".npz"})
-        provenance.rename_samples(run.folder, "samples", name)
         announce(f"{reason}: keeps it as {name}")
+        provenance.rename_samples(run.folder, "samples", name)
 
 
 def _keep(folder: Path, files: Mapping[str, str]) -> str:
