@@ -161,9 +161,10 @@ def test_training_keeps_the_samples_that_its_user_drew(plain, monkeypatch, capsy
         raise KeyboardInterrupt
 
     for owner, name in ((Path, "rename"), (provenance_of, "rename_samples")):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(owner, name, killed if owner is Path else lambda *a: killed("a.npz"))
-            cli_samples.make_way(run, settings, stored)
+            with pytest.raises(KeyboardInterrupt):
+                cli_samples.make_way(run, settings, stored)
         assert (plain / "samples_2.png").exists()
         assert (plain / "samples.npz").exists() == (owner is Path)
     assert not provenance_of.has_samples(plain, "samples_2")
