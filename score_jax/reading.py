@@ -271,6 +271,7 @@ def load_arrays(
         raise
     except Exception as error:  # Damaged files raise exceptions of any kind.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            error.filename = error.filename or os.fspath(path)
             raise  # The system fails, and the file may be sound.
         raise ValueError(str(error) or type(error).__name__) from error
 

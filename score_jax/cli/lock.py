@@ -3,7 +3,7 @@
 A lock is a hidden file that the system locks for a process and releases when the process ends,
 also by SIGKILL. The file itself stays behind and means nothing. On network file systems the lock
 holds as far as these support `flock`: NFS does among the hosts of one server unless it is mounted
-with `nolock`, and Lustre if it is mounted with `flock`. Without it, nothing is written.
+with `nolock`, and Lustre if it is mounted with `flock`. A file system that refuses it is an error.
 
     .run.lock  .output.NAME.lock  .file.NAME.lock, each with a .lock.json while it is held
 """
