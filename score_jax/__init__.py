@@ -35,6 +35,7 @@ or `sj.NCSN` are imported when they are first used.
     debugging      the operation that gave the first NaN
     progress       the line that shows how far a loop is
     reading        files of unknown origin, within bounds of size
+    writing        files whole or not at all
     cli            the command `score-jax`
 
 Two values cross every border: a score function `(x, level) -> score` and `sigmas`, the decreasing

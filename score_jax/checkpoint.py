@@ -6,6 +6,7 @@ the arrays and compared on restore. One process writes; others can read at the s
 """
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 
 from score_jax.debugging import first_not_finite
-from score_jax.reading import expanded
+from score_jax.reading import expanded, first_line
 from score_jax.records import (
     HIDDEN,
     RunIdentity,
@@ -39,6 +40,8 @@ ATTEMPTS = 20
 """Largest number of times that checkpoints are listed anew because a writer removed one."""
 UNFINISHED = ".orbax-checkpoint-tmp"
 """Part of the names of folders that are being written or removed."""
+DAMAGED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""System errors of a checkpoint that lacks files, or has them in another form."""
 
 
 class Checkpoints:
@@ -130,6 +133,7 @@ class Checkpoints:
         Raises:
             ValueError: If there are checkpoints, but none is sound and of these shapes, or the
                 checkpoint of the step that was asked for is missing or damaged.
+            OSError, MemoryError: If the system cannot read a checkpoint, which may be sound.
         """
         if self._run is not None:
             self._run.read()  # Report a damaged file, rather than one per checkpoint.
@@ -152,8 +156,10 @@ class Checkpoints:
 
         Raises:
             ValueError: If they are damaged, or belong to another step or run.
+            OSError: If the system cannot read them.
         """
-        return _own_values(self._metadata(step))
+        with _as_system_errors(self.folder / str(step)):
+            return _own_values(self._metadata(step))
 
     def delete(self, step: int) -> None:
         """Removes the checkpoint of a step, once everything is on disk."""
@@ -177,12 +183,14 @@ class Checkpoints:
             except _VanishedError:
                 raise
             except Exception as error:  # Orbax raises bare Exceptions for damaged files
+                if _may_pass(error):
+                    raise
                 errors[step] = error
                 continue
             self._unusable = list(errors)
             for passed, error in errors.items():
                 logging.getLogger(__name__).warning(
-                    "checkpoint %s is unusable (%s)", self.folder / str(passed), _first_line(error)
+                    "checkpoint %s is unusable (%s)", self.folder / str(passed), first_line(error)
                 )
             return step, state
         if not errors:
@@ -190,7 +198,7 @@ class Checkpoints:
         first = next(iter(errors.values()))
         if all(isinstance(error, _ForeignError) for error in errors.values()):
             raise first
-        problems = [f"step {step}: {_first_line(error)}" for step, error in errors.items()]
+        problems = [f"step {step}: {first_line(error)}" for step, error in errors.items()]
         raise ValueError(
             f"no checkpoint in {self.folder} can be used ({'; '.join(problems)}): restore "
             "that folder from a copy, or train in another one"
@@ -207,9 +215,11 @@ class Checkpoints:
         except (_VanishedError, _ForeignError):
             raise
         except Exception as error:
+            if _may_pass(error):
+                raise
             raise ValueError(
                 f"the checkpoint of step {step} in {self.folder} cannot be used "
-                f"({_first_line(error)}): choose another step, or restore it from a copy"
+                f"({first_line(error)}): choose another step, or restore it from a copy"
             ) from error
 
     def check_finite(self, step: int, state: Any) -> None:
@@ -254,7 +264,8 @@ class Checkpoints:
 
     def _restore(self, step: int, target: Any, check: Check | None) -> Any:
         try:
-            return self._restored(step, target, check)
+            with _as_system_errors(self.folder / str(step)):
+                return self._restored(step, target, check)
         except _ForeignError:
             raise
         except Exception:
@@ -328,11 +339,13 @@ class BestCheckpoints:
             except Exception as error:  # As in `Checkpoints.restore`
                 if not self._checkpoints.has(step):
                     continue  # Another process replaced it meanwhile.
+                if _may_pass(error):
+                    raise
                 self._checkpoints.set_aside(step)
                 logging.getLogger(__name__).warning(
                     "checkpoint %s is unusable (%s)",
                     self._checkpoints.folder / str(step),
-                    _first_line(error),
+                    first_line(error),
                 )
 
     def steps(self) -> list[int]:
@@ -415,6 +428,13 @@ def _as_system_errors(folder: Path) -> Iterator[None]:
             raise
         code = int(found[1])
         raise OSError(code, os.strerror(code), str(folder)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """True for an error of the system, which says nothing about the files that were read."""
+    if isinstance(error, OSError):
+        return error.errno is not None and error.errno not in DAMAGED
+    return isinstance(error, MemoryError)
 
 
 @contextlib.contextmanager
@@ -512,7 +532,3 @@ class _VanishedError(Exception):
 
 class _ForeignError(ValueError):
     """A checkpoint of another run; the message is a whole sentence."""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

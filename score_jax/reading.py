@@ -6,6 +6,7 @@ the memory of the machine.
 """
 
 import contextlib
+import errno
 import glob
 import gzip
 import json
@@ -259,9 +260,10 @@ def load_arrays(
             is raised as it is.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or the system cannot read it.
         ValueError: With the reason, if it is not a regular file, is damaged, claims more than it
             holds or the memory can take, or holds objects, which are never unpickled.
+        MemoryError: If there is no memory for it at present.
     """
     try:
         with open_regular(path) as file:
@@ -276,9 +278,12 @@ def load_arrays(
                 found = [_checked_member(archive, f"{name}.npy") for name in chosen]
                 check_memory(sum(member.file_size for member in found), "its arrays need")
                 return {name: _member_array(archive, f"{name}.npy") for name in chosen}
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, MemoryError):
         raise
     except Exception as error:  # Damaged files raise exceptions of any kind.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            error.filename = error.filename or os.fspath(path)
+            raise  # The system fails, and the file may be sound.
         raise ValueError(str(error) or type(error).__name__) from error
 
 
@@ -306,7 +311,10 @@ def _check_array(stream: Any, size: int) -> None:
     version = headers.read_magic(stream)
     # Version 3 is version 2 with another encoding of names.
     read = headers.read_array_header_1_0 if version < (2, 0) else headers.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    try:
+        shape, _, dtype = read(stream)
+    except MemoryError:  # The parser's, at a header that is nested deeply
+        raise ValueError("its header is damaged") from None
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not read since pickles run code")
     if any(each < 0 for each in shape):

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from score_jax.reading import expanded
+from score_jax.reading import expanded, parse_json, read_regular
+from score_jax.writing import replacing
 
 HIDDEN = ("crc", "stored")
 """Names in the metadata of a checkpoint that are its record's own."""
@@ -47,9 +48,9 @@ class RunIdentity:
         """
         if self._known is None and self.file.is_file():
             try:
-                content = json.loads(self.file.read_text())
+                content = parse_json(read_regular(self.file))
                 self._known = str(content["identity"]), int(content["without_identity_until"])
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise ValueError(
                     f"{self.file} is damaged ({type(error).__name__}: {error}): restore it from a "
                     "copy, or choose another workdir"
@@ -76,12 +77,8 @@ class RunIdentity:
         self._known = identity, step - 1 if older and self.seen is None else -1
         content = {"identity": identity, "without_identity_until": self._known[1]}
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".run.{identity}.json")
-        try:
+        with replacing(self.file) as temporary:
             temporary.write_text(json.dumps(content, indent=2) + "\n")
-            os.replace(temporary, self.file)
-        finally:
-            temporary.unlink(missing_ok=True)
         return identity
 
 

@@ -1,7 +1,9 @@
+import errno
 import json
 import logging
 import re
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from score_jax import records
-from score_jax.checkpoint import Checkpoints
+from score_jax import checkpoint, records
+from score_jax.checkpoint import BestCheckpoints, Checkpoints
 from score_jax.losses.dsm import annealed_dsm
 from score_jax.noise import geometric_sigmas
 from score_jax.records import RunIdentity
@@ -104,6 +106,32 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog, da
     checkpoints.save(20, state(20), {})
     checkpoints.wait()
     assert Checkpoints(tmp_path).restore(state(0))[0] == 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "many"), RuntimeError("x [os_error_code='5']"), MemoryError("full")],
+)
+def test_an_error_that_may_pass_is_no_damage(tmp_path, monkeypatch, error):
+    saved(tmp_path, 10, 20)
+
+    def failing():
+        raise error
+
+    monkeypatch.setattr(checkpoint, "_reader", failing)
+    for read in (Checkpoints(tmp_path).restore, partial(Checkpoints(tmp_path).restore, step=20)):
+        with pytest.raises((OSError, MemoryError), match=r"many|Input/output error: .*/20|full"):
+            read(state(0))
+    with pytest.raises((OSError, MemoryError)):
+        BestCheckpoints(tmp_path)
+    assert Checkpoints(tmp_path).steps() == [20, 10]
+
+
+@pytest.mark.parametrize("content", ['{"identity": "a", "without_identity_until": Infinity}', "["])
+def test_a_damaged_identity_is_named(tmp_path, content):
+    (tmp_path / "run.json").write_text(content * (1 if "{" in content else 100_000))
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        records.RunIdentity(tmp_path).read()
 
 
 def test_a_changed_number_is_found_by_its_checksum(tmp_path, monkeypatch):

@@ -855,8 +855,10 @@ def test_the_oldest_compiled_programs_make_room(tmp_path, monkeypatch):
         (tmp_path / f"{name}-cache").write_bytes(b"x" * 100)
         os.utime(tmp_path / f"{name}-cache", (1e9 - age, 1e9 - age))
     (tmp_path / "not ours").write_bytes(b"x" * 1000)
+    (tmp_path / "gone-cache").symlink_to("removed meanwhile")
     cache.keep_compiled(str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"new-cache", "newer-cache", "not ours"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"new-cache", "newer-cache", "not ours", "gone-cache"}
 
 
 # What the command prints

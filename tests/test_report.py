@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -491,7 +492,10 @@ def test_a_correct_posterior_has_the_errors_that_its_definition_says(tmp_path):
         misfit=np.ones((number, completions)),
         settings=json.dumps(settings),
     )
+    shutil.copy(tmp_path / "b.npz", tmp_path / ".b.host-1.npz")  # A temporary file
+    (tmp_path / "c.npz").symlink_to("removed meanwhile")
     found = {each.name: each for each in read_restorations(tmp_path)}
+    assert set(found) == {"a", "b"}
     assert found["b"].title == "Restoration: deblur:1, dps"
     for each in found.values():
         values = {key: (value, error) for key, value, error in each.values}

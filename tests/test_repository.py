@@ -19,7 +19,7 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 
 # A module imports modules of earlier lines only.
 LAYERS = [
-    ["debugging", "typing", "progress", "exported", "reading"],
+    ["debugging", "typing", "progress", "exported", "reading", "writing"],
     ["data.dataset", "data.stream", "data.retry", "records"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint", "evaluation.metrics"],
     ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],

@@ -1,12 +1,15 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import finished_perceptron, load, make_command, opened, run_mode, samples, saved_config
 
+from score_jax import reading
 from score_jax.cli import events, shards, workdir
+from score_jax.cli import provenance as provenance_of
 from score_jax.cli import samples as cli_samples
 from score_jax.cli.shards import Part, Shards
 from score_jax.data.retry import UnreachableError, retried
@@ -40,6 +43,15 @@ def stored(folder, **identity):
     return found
 
 
+def raising(error):
+    """A function that raises an error."""
+
+    def function(*arguments, **named):
+        raise error
+
+    return function
+
+
 def test_shards_are_read_as_they_were_written(tmp_path, few):
     written = stored(tmp_path / "a.shards")
     assert len(written) == 3
@@ -52,7 +64,9 @@ def test_shards_are_read_as_they_were_written(tmp_path, few):
     assert next(iter(again)).summary.number == 5
 
 
-def test_shards_that_are_damaged_or_of_another_set_are_never_used(tmp_path, few, capsys):
+def test_shards_that_are_damaged_or_of_another_set_are_never_used(
+    tmp_path, few, monkeypatch, capsys
+):
     """Every third byte of a shard flipped: it is found, or nothing that is read has changed."""
     folder = tmp_path / "a.shards"
     written = stored(folder)
@@ -73,6 +87,15 @@ def test_shards_that_are_damaged_or_of_another_set_are_never_used(tmp_path, few,
     written.find()
     assert "00001.npz is damaged" in capsys.readouterr().out
     assert written.missing() == [(5, 10)]
+    written.write(1, part(5, 10))
+
+    # Errors that may pass are no damage.
+    for error in (MemoryError(), OSError(errno.EIO, "bad disk")):
+        with monkeypatch.context() as patch:
+            patch.setattr(reading, "_read_array", raising(error))
+            with pytest.raises(type(error)):
+                written.find()
+    assert (folder / "00001.npz").exists()
     other = Shards(folder, {"seed": 1}, 12, (2,))
     assert "stopped command with seed=0, not 1" in other.difference()
     assert written.difference() == ""
@@ -117,7 +140,7 @@ def test_a_set_that_was_stopped_ends_with_the_same_samples(plain, few, monkeypat
     assert "parameters" in other.difference()
 
 
-def test_training_keeps_the_samples_that_its_user_drew(plain, capsys):
+def test_training_keeps_the_samples_that_its_user_drew(plain, monkeypatch, capsys):
     run_mode(make_command(plain, "sample", saved_config(plain), number=4, name="samples_2"))
     for suffix in (".npz", ".png"):
         (plain / f"samples_2{suffix}").replace(plain / f"samples{suffix}")
@@ -127,9 +150,27 @@ def test_training_keeps_the_samples_that_its_user_drew(plain, capsys):
     (plain / "provenance.json").write_text(json.dumps(provenance))
     run = opened(plain)
     settings = cli_samples.settings_of(run, 24)
-    cli_samples.make_way(
-        run, settings, cli_samples.shards_of(run, "samples", run.state.ema_params, settings, None)
-    )
+    stored = cli_samples.shards_of(run, "samples", run.state.ema_params, settings, None)
+
+    # Killed twice on the way, it continues.
+    rename = Path.rename
+
+    def killed(*arguments):
+        if Path(arguments[0]).suffix != ".npz":
+            return rename(*arguments)
+        raise KeyboardInterrupt
+
+    for owner, name in ((Path, "rename"), (provenance_of, "rename_samples")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed if owner is Path else lambda *a: killed("a.npz"))
+            with pytest.raises(KeyboardInterrupt):
+                cli_samples.make_way(run, settings, stored)
+        assert (plain / "samples_2.png").exists()
+        assert (plain / "samples.npz").exists() == (owner is Path)
+    assert not provenance_of.has_samples(plain, "samples_2")
+    cli_samples.make_way(run, settings, stored)
+    assert provenance_of.has_samples(plain, "samples_2")
+    assert not provenance_of.has_samples(plain, "samples")
     assert "num_samples=4, not 24: keeps it as samples_2" in capsys.readouterr().out
     assert samples(plain, "samples_2")["samples"].shape[0] == 4
     assert not (plain / "samples.npz").exists()

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -6,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from score_jax import reading
 from score_jax.cli import workdir
 from score_jax.cli.workdir import output_name
 
@@ -108,9 +111,15 @@ def test_a_name_is_a_plain_stem(name, tmp_path):
         output_name(tmp_path, "samples", name, SETTINGS)
 
 
-def test_the_name_of_the_run_itself_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--name=run stands for the run itself"):
-        output_name(tmp_path, "samples", "run", SETTINGS)
+def test_an_output_that_cannot_be_read_now_is_kept(tmp_path, monkeypatch, capsys):
+    write(tmp_path, "samples", SETTINGS)
+
+    def failing(stream):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(reading, "_read_array", failing)
+    assert output_name(tmp_path, "samples", None, SETTINGS) == "samples_2"
+    assert "samples.npz cannot be read (Stale file handle)" in capsys.readouterr().out
 
 
 def test_files_of_others_are_kept_and_damaged_ones_replaced(tmp_path, capsys):

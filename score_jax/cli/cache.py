@@ -1,5 +1,6 @@
 """Keeps compiled programs from one run to the next, in JAX's persistent compilation cache."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -71,8 +72,9 @@ def _make_room(folder: Path) -> None:
 
     used = []
     for path in folder.glob("*-cache"):
-        found = path.stat()
-        used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+        with contextlib.suppress(FileNotFoundError):  # Another process has evicted it.
+            found = path.stat()
+            used.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     total = sum(size for _, size, _ in used)
     for _, size, path in sorted(used):
         if total <= MAX_BYTES:

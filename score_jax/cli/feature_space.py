@@ -238,8 +238,7 @@ def _keep_classifier(file: Path, trained: Trained, found: float) -> None:
     leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(trained.params))}
     facts = {"mean": trained.mean, "std": trained.std, "scale": trained.scale, "accuracy": found}
     try:
-        with workdir.replacing(file) as path, path.open("wb") as stream:
-            np.savez(stream, **leaves, facts=json.dumps(facts))
+        workdir.write_npz(file, {**leaves, "facts": json.dumps(facts)}, compressed=False)
     except OSError as error:
         announce(f"the classifier is not kept: {file} cannot be written ({error.strerror})")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import operators
-from score_jax.cli import workdir
+from score_jax.cli import lock
 from score_jax.cli.build import inpaint_steps
 from score_jax.cli.flags import Command
 from score_jax.cli.masks import read_mask
@@ -62,7 +62,7 @@ def inpaint_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         completions=completions,
         **({} if method is None else {"posterior": method}),
     )
-    name = workdir.output_name(run.folder, "inpainting", options.name, settings)
+    name = lock.choose(run.folder, "inpainting", options.name, settings)
 
     number = len(originals.x)
     announce(

@@ -37,7 +37,7 @@ def interpolate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         )
     run = open_run(command, devices)
     settings = output_settings(run.config, run.step, number=rows, completions=columns)
-    name = workdir.output_name(run.folder, "interpolation", options.name, settings)
+    name = lock.choose(run.folder, "interpolation", options.name, settings)
 
     # Row r runs from the chain of key 2r to that of key 2r + 1.
     announce(
@@ -64,8 +64,8 @@ def interpolate_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     with lock.output(run.folder, name, settings) as name:
         with workdir.replacing(run.folder / f"{name}.png") as path:
             images.save_png(path, picture)
-        with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-            np.savez_compressed(file, samples=samples, angle=angles, settings=json.dumps(settings))
+        arrays = {"samples": samples, "angle": angles, "settings": json.dumps(settings)}
+        workdir.write_npz(run.folder / f"{name}.npz", arrays)
     announce(f"wrote {name}.png and {name}.npz to {run.folder}")
     return True
 

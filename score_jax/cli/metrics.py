@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from score_jax.cli import workdir
+from score_jax.cli import lock, workdir
 from score_jax.cli.cache import cache_folder
 from score_jax.cli.feature_space import check_space, choose_space, described, needs_data, rescaled
 from score_jax.cli.flags import Command
@@ -117,7 +116,6 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         "reference": split,
         "data": command.config["data"],
     }
-    name = workdir.output_name(folder, f"stats_{kind}_{source}", options.name, settings)
     workdir.check_writable(folder, 50_000_000)
     if split in SPLITS:
         x = rescaled(data, data.train if split == "train" else data.held_out)
@@ -125,6 +123,7 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         shape = None if data is None else tuple(data.train.shape[1:])
         x = read_samples(split, "reference", shape, data is None or data.num_values is not None)
     check_space(data, options.features, options.weights, x.shape[1:])
+    name = lock.choose(folder, f"stats_{kind}_{source}", options.name, settings)
 
     shape, cache = x.shape[1:], cache_folder()
     space = choose_space(data, options.features, options.weights, devices, cache, shape)
@@ -132,16 +131,16 @@ def stats_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     # Examples evenly spread over the set, which can be sorted by class.
     kept = spread_index(reference.number, min(reference.number, KEPT))
-    with workdir.replacing(folder / f"{name}.npz") as path, path.open("wb") as file:
-        np.savez(
-            file,
-            mu=reference.moments.mean,
-            sigma=reference.moments.covariance,
-            count=reference.number,
-            features=reference.outputs.features[kept],
-            fingerprint=space.fingerprint,
-            settings=json.dumps(settings),
-        )
+    arrays = {
+        "mu": reference.moments.mean,
+        "sigma": reference.moments.covariance,
+        "count": reference.number,
+        "features": reference.outputs.features[kept],
+        "fingerprint": space.fingerprint,
+        "settings": json.dumps(settings),
+    }
+    with lock.output(folder, name, settings) as name:
+        workdir.write_npz(folder / f"{name}.npz", arrays, compressed=False)
     announce(f"{reference.number} examples of {split}, {described(space)}")
     own = ["--features", options.features] if options.features else []
     own += ["--weights", options.weights] if options.weights else []

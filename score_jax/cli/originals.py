@@ -151,12 +151,11 @@ def write_rows(
     """
     columns = rows.shape[1]
     picture = run.picture(rows.reshape(-1, *run.shape), columns, pixels=80 * columns)
-    labels = {} if originals.labels is None else {"labels": originals.labels}
+    arrays = {**arrays, "originals": originals.x, "settings": json.dumps(settings)}
+    if originals.labels is not None:
+        arrays["labels"] = originals.labels
     with lock.output(run.folder, name, settings) as name:
         with workdir.replacing(run.folder / f"{name}.png") as path:
             images.save_png(path, picture)
-        with workdir.replacing(run.folder / f"{name}.npz") as path, path.open("wb") as file:
-            np.savez_compressed(
-                file, **arrays, originals=originals.x, **labels, settings=json.dumps(settings)
-            )
+        workdir.write_npz(run.folder / f"{name}.npz", arrays)
     return name

@@ -66,7 +66,9 @@ def rename_samples(folder: Path, old: str, new: str) -> None:
     file = Path(folder) / "provenance.json"
     with lock.changing(file):
         entries = _samples(folder)
-        entries = {new if name == old else name: entry for name, entry in entries.items()}
+        if old not in entries:
+            return
+        entries[new] = entries.pop(old)
         workdir.write_json(file, {**(workdir.read_json(file) or {}), "samples": entries})
 
 

@@ -54,7 +54,9 @@ def read_restorations(folder: Path) -> list[Restoration]:
     Raises:
         MissingError: If there are none.
     """
-    files = sorted(Path(folder).glob("*.npz"), key=lambda file: -file.stat().st_mtime)
+    # Hidden files are temporary ones of processes that write beside this one.
+    files = [file for file in Path(folder).glob("*.npz") if not file.name.startswith(".")]
+    files.sort(key=_time, reverse=True)
     found = []
     for file in files:
         try:
@@ -71,6 +73,14 @@ def read_restorations(folder: Path) -> list[Restoration]:
             workdir.command_line("--workdir", folder, "--mode=restore", "--task=superresolve:2"),
         )
     return found
+
+
+def _time(file: Path) -> float:
+    """When a file was last written; 0 if it has vanished."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _if_restored(names: list[str]) -> list[str]:

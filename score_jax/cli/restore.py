@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax import operators
-from score_jax.cli import workdir
+from score_jax.cli import lock
 from score_jax.cli.flags import Command
 from score_jax.cli.masks import read_mask
 from score_jax.cli.originals import (
@@ -100,7 +100,7 @@ def restore_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         number=len(originals.x),
         completions=completions,
     )
-    name = workdir.output_name(run.folder, "restoration", options.name, settings)
+    name = lock.choose(run.folder, "restoration", options.name, settings)
 
     announce(
         f"restores {len(originals.x)} images ({options.task}, noise {task.noise_std:g}, "

@@ -38,11 +38,13 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
 
         return estimate_sampling(run, settings)
 
-    def unfinished(name: str) -> str:
-        return samples.shards_of(run, name, params, settings, labels).difference()
+    shards = samples.shards_of(run, "samples", params, settings, labels)
 
-    name = workdir.output_name(run.folder, "samples", options.name, settings, unfinished)
-    shards = samples.shards_of(run, name, params, settings, labels)
+    def unfinished(name: str) -> str:
+        return shards.renamed(f"{name}.shards").difference()
+
+    name = lock.choose(run.folder, "samples", options.name, settings, unfinished)
+    shards = shards.renamed(f"{name}.shards")
     announce(samples.describe(run, settings))
 
     def finish(drawn: samples.Drawn, name: str) -> None:
@@ -52,7 +54,7 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     # A small set takes a name when it is written, a large one while its shards grow.
     if len(shards) == 1:
         drawn = samples.draw(run, score_fn, labels, shards)
-        with lock.output(run.folder, name, settings) as name:
+        with lock.output(run.folder, name, settings, unfinished) as name:
             finish(drawn, name)
     else:
         workdir.check_writable(run.folder, 8 * number * int(np.prod(run.shape)))

@@ -1,9 +1,11 @@
 """The files of samples: arrays, a picture of the samples, an animation of the chains."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +47,11 @@ def settings_of(
 
 
 def saved_settings(file: Path) -> dict[str, Any] | None:
-    """The settings of the samples in a file; None if there is no such file or it is damaged."""
+    """The settings of the samples in a file; None if there is no such file or it is damaged.
+
+    Raises:
+        OSError: If the system cannot read the file, which may be sound.
+    """
     if not file.is_file():
         return None
     try:
@@ -59,7 +65,7 @@ def saved_settings(file: Path) -> dict[str, Any] | None:
         number = config["sampling"]["num_samples"]
         step = int(content["step"])
         return output_settings(config, step, NAMES, num_samples=number, label=None)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -361,6 +367,8 @@ def make_way(run: Run, settings: dict[str, Any], shards: Shards) -> None:
         return
     file = run.folder / "samples.npz"
     drawn_by_user = provenance.has_samples(run.folder, "samples")
+    if drawn_by_user and not file.exists():
+        _record_interrupted(run.folder)
     reason = workdir.difference(file, settings)
     unfinished = shards.difference()
     if reason and not drawn_by_user:
@@ -368,20 +376,48 @@ def make_way(run: Run, settings: dict[str, Any], shards: Shards) -> None:
     if not (reason and drawn_by_user) and not unfinished:
         return
 
-    # The numbered names are those that --mode=sample tries, so that its command finds them again.
-    number = 2
-    while any(run.folder.glob(f"samples_{number}.*")):
-        number += 1
-    name = f"samples_{number}"
-    moved = {shards.folder: f"{name}.shards"} if unfinished else {}
+    # A process that is killed on the way is continued by the next one.
+    if unfinished:
+        name = _keep(run.folder, {shards.folder.name: ".shards"})
+        announce(f"{unfinished}: keeps it as {name}")
     if reason and drawn_by_user:
-        moved |= {run.folder / "samples.png": f"{name}.png"}
-        moved |= {run.folder / "chain.webp": f"{name}.webp", file: f"{name}.npz"}
+        animation, picture = {"chain.webp": ".webp"}, {"samples.png": ".png"}
+        name = _keep(run.folder, {**picture, **animation, "samples.npz": ".npz"})
+        announce(f"{reason}: keeps it as {name}")
         provenance.rename_samples(run.folder, "samples", name)
-    for old, new in moved.items():
-        if old.exists():
-            old.rename(run.folder / new)
-    announce(f"{reason or unfinished}: keeps it as {name}")
+
+
+def _keep(folder: Path, files: Mapping[str, str]) -> str:
+    """Renames files to the first free stem of those that --mode=sample tries; returns the stem.
+
+    A stem that has a part of them already, from a process that was killed, is still free.
+
+    Args:
+        folder: The workdir.
+        files: Name of a file -> suffix of its new name. Those that do not exist are left out.
+    """
+    for number in itertools.count(2):
+        stem = f"samples_{number}"
+        with contextlib.suppress(lock.HeldError), lock.held(folder, stem):
+            if any((folder / f"{stem}{suffix}").exists() for suffix in (".npz", ".shards")):
+                continue
+            moved = {folder / old: folder / f"{stem}{suffix}" for old, suffix in files.items()}
+            moved = {old: new for old, new in moved.items() if old.exists()}
+            if any(new.exists() for new in moved.values()):
+                continue
+            for old, new in moved.items():
+                old.rename(new)
+            return stem
+    raise AssertionError("itertools.count ends")
+
+
+def _record_interrupted(folder: Path) -> None:
+    """Records the name of samples that a process renamed before it was killed."""
+    stems = [file.stem for file in folder.glob("samples_[0-9]*.npz")]
+    for stem in sorted(stems, key=lambda stem: (len(stem), stem)):
+        if not provenance.has_samples(folder, stem):
+            provenance.rename_samples(folder, "samples", stem)
+            return
 
 
 def _write_diagnostics(run: Run, name: str, drawn: Drawn, settings: dict[str, Any]) -> list[str]:

@@ -20,11 +20,14 @@ from score_jax.cli import workdir
 from score_jax.devices import from_first_process, is_first_process
 from score_jax.evaluation.diagnostics import ChainValues, Summary
 from score_jax.progress import announce
+from score_jax.reading import first_line, load_arrays
 
 MOST_CHAINS = 1000
 """Largest number of chains in a shard."""
 MOST_BYTES = 64_000_000
 """Largest size of the samples in a shard."""
+DAMAGED = (ValueError, KeyError, TypeError, RecursionError)
+"""Errors of a shard that is damaged; those of the system may pass."""
 
 
 class Part(NamedTuple):
@@ -82,6 +85,10 @@ class Shards:
     def __iter__(self) -> Iterator[Part]:
         return (self.read(i) for i in range(len(self)))
 
+    def renamed(self, name: str) -> "Shards":
+        """The shards of the same set in another folder beside theirs; nothing is read."""
+        return Shards(self.folder.with_name(name), self._identity, self.number, self._shape)
+
     def bounds(self, i: int) -> tuple[int, int]:
         """Index of the first chain of a shard, and of the first one after it."""
         return i * self._chains, min((i + 1) * self._chains, self.number)
@@ -113,12 +120,10 @@ class Shards:
             if not self._file(i).exists():
                 continue
             try:
-                self.read(i)
+                self._read(i)
                 self.written.add(i)
-            except Exception as error:  # zipfile and numpy raise any kind at damaged files
-                if isinstance(error, OSError) and error.errno:
-                    raise  # The disk fails, and the shard may be sound.
-                announce(f"{self._file(i)} is damaged ({_first_line(error)}): draws it again")
+            except DAMAGED as error:
+                announce(f"{self._file(i)} is damaged ({first_line(error)}): draws it again")
                 self._file(i).unlink()
 
     def missing(self) -> list[tuple[int, int]]:
@@ -147,18 +152,26 @@ class Shards:
             }
         arrays["identity"] = np.array(json.dumps(self._identity))
         self.folder.mkdir(exist_ok=True)
-        with workdir.replacing(self._file(i)) as path, path.open("wb") as file:
-            np.savez(file, **arrays, crc=np.array(checksum(arrays)))
+        arrays["crc"] = np.array(checksum(arrays))
+        workdir.write_npz(self._file(i), arrays, compressed=False)
 
     def read(self, i: int) -> Part:
         """Reads one shard.
 
         Raises:
-            ValueError: If it differs from its checksum, or belongs to another set.
-            OSError: If it cannot be read. Damaged archives raise exceptions of any kind.
+            ValueError: If it is damaged, or belongs to another set.
+            OSError: If the system cannot read it.
         """
-        with self._file(i).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        try:
+            return self._read(i)
+        except DAMAGED as error:
+            raise ValueError(
+                f"{self._file(i)} is damaged ({first_line(error)}): run the same command again, "
+                "which draws it again"
+            ) from error
+
+    def _read(self, i: int) -> Part:
+        arrays = load_arrays(self._file(i))
         if str(arrays.pop("crc")) != checksum(arrays):
             raise ValueError("it differs from its checksum")
         if json.loads(str(arrays["identity"])) != self._identity:
@@ -176,10 +189,11 @@ class Shards:
         """A sentence about shards of another set in the folder; "" if there are none."""
         for path in sorted(self.folder.glob("[0-9]*.npz")):
             try:
-                with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                    stored = json.loads(str(file["identity"]))
-            except Exception:  # It is damaged, and `find` will name it.
-                continue
+                stored = dict(json.loads(str(load_arrays(path, _identity)["identity"])))
+            except (FileNotFoundError, *DAMAGED):
+                continue  # It has been removed, or is damaged, and `find` will name it.
+            except OSError as error:
+                return f"{path} cannot be read ({error.strerror})"  # It may be sound.
             for name in dict.fromkeys([*self._identity, *stored]):
                 if stored.get(name) != self._identity.get(name):
                     return (
@@ -203,5 +217,5 @@ class Shards:
         return self.folder / f"{i:05d}.npz"
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _identity(names: list[str]) -> list[str]:
+    return [name for name in names if name == "identity"]

@@ -11,66 +11,21 @@ diagnostics.json  moments.json  compare.json  compare.png
 import contextlib
 import json
 import os
-import platform
-import re
 import shlex
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from score_jax.reading import load_arrays, parse_json, read_regular
+from score_jax.writing import host
+from score_jax.writing import process_of_temporary as process_of_temporary
+from score_jax.writing import remove_unfinished as remove_unfinished
+from score_jax.writing import replacing as replacing
+from score_jax.writing import write_nothing as write_nothing
 
-_unfinished: set[Path] = set()
 _kept: list[Callable[[], str]] = []
-_writes_nothing = False
-
-
-def write_nothing() -> None:
-    """Lets `replacing` discard what is written, for the rest of this process.
-
-    For all processes but the first of those that run one command together.
-    """
-    global _writes_nothing
-    _writes_nothing = True
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved there if the block succeeds, removed if it fails."""
-    path = Path(path)
-    if _writes_nothing:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder, path.name)
-        return
-    temporary = path.with_name(f".{path.stem}.{_host()}-{os.getpid()}{path.suffix}")
-    _unfinished.add(temporary)
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _unfinished.discard(temporary)
-
-
-def process_of_temporary(name: str) -> int | None:
-    """The process of this host that made a temporary file; None for all other names."""
-    found = re.fullmatch(rf"\..+\.{re.escape(_host())}-(\d+)(\.\w+)?", name)
-    return int(found[1]) if found else None
-
-
-def _host() -> str:
-    """The name of this host as part of a file's name; empty if it has none."""
-    return re.sub(r"[^A-Za-z0-9_]", "_", platform.node())[:40]
-
-
-def remove_unfinished() -> None:
-    """Removes the temporary files that are being written, before the process ends."""
-    for path in list(_unfinished):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -168,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def try_to_write(folder: Path) -> None:
     """Raises an OSError if no file can be written in a folder, and leaves none there."""
-    probe = Path(folder) / f".write_test.{_host()}-{os.getpid()}"
+    probe = Path(folder) / f".write_test.{host()}-{os.getpid()}"
     try:
         probe.write_bytes(b"x" * 4096)
     finally:
@@ -276,8 +231,6 @@ def _check_stem(name: str) -> None:
     plain = name and name == Path(name).name and not name.startswith(".") and "\0" not in name
     if not plain or Path(name).suffix in (".npz", ".png", ".webp"):
         raise ValueError(f"--name={name} must be a file name without folder and suffix")
-    if name == "run":  # The lock of the run and run.json have this name.
-        raise ValueError("--name=run stands for the run itself: choose another --name")
 
 
 def difference(path: Path, settings: Mapping[str, Any]) -> str:
@@ -286,8 +239,10 @@ def difference(path: Path, settings: Mapping[str, Any]) -> str:
         return ""
     try:
         held = load_arrays(path, lambda names: [name for name in names if name == "settings"])
-    except (OSError, ValueError):
-        return ""  # The file is damaged.
+    except (FileNotFoundError, ValueError):
+        return ""  # The file is damaged, or another process has removed it.
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"  # It may be sound.
     try:
         stored = json.loads(str(held.get("settings", "")))
     except (ValueError, RecursionError):
