@@ -423,6 +423,8 @@ def _as_system_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = error.filename or str(folder)
         found = re.search(r"os_error_code='(\d+)'", str(error))
         if isinstance(error, OSError) or found is None:
             raise
