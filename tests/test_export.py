@@ -69,7 +69,8 @@ def test_it_draws_the_samples_of_the_run_without_its_code(exported, tmp_path):
     assert found.shape == expected.shape
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert not [path for path in exported.iterdir() if path.name.startswith(".")]
+    hidden = [path.name for path in exported.iterdir() if path.name.startswith(".")]
+    assert all(name.endswith(".lock") for name in hidden)
 
 
 def test_each_image_is_a_function_of_seed_number_and_class(exported):

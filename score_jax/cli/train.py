@@ -66,6 +66,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
             return _train(command, devices, opened())
     # Nothing is written to a folder without a run before everything is checked.
     run = opened()
+    best_by(run, RunJudge(dataclasses.replace(run, state=None)))
     with lock.held(folder):
         if _in_any_process((folder / "config.json").exists()):
             run = opened()  # Another process was faster.
