@@ -12,10 +12,12 @@ Every row is a run of the command in processes of its own. `--quick` leaves out 
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +46,12 @@ TRAINING = [
     "--config.sampling.batch_size=16",
     "--config.sampling.num_steps=20",
 ]
+ENVIRONMENT = {"NPROC": "32", **os.environ}
+"""Collectives of several CPU devices on few cores need more threads than cores."""
 DEVICES, BATCHES = (1, 2, 4, 8), (8, 16, 48)
 
 
-def run(folder, *flags, processes=1, devices=1, stop_at=None):
+def run(folder, *flags, processes=1, devices=1):
     """Runs the command, in one process or several; raises if it fails."""
     lines = [[sys.executable, "-m", "score_jax", f"--workdir={folder}", f"--devices={devices}"]]
     if processes > 1:
@@ -55,15 +59,26 @@ def run(folder, *flags, processes=1, devices=1, stop_at=None):
             address = f"127.0.0.1:{server.getsockname()[1]}"
         together = [f"--coordinator={address}", f"--num_processes={processes}"]
         lines = [[*lines[0], *together, f"--process_id={i}"] for i in range(processes)]
-    # Collectives of several CPU devices on few cores need more threads than cores.
-    environment = {"NPROC": "32", **os.environ}
     started = [
-        subprocess.Popen([*line, *flags], env=environment, stdout=-1, stderr=subprocess.STDOUT)
+        subprocess.Popen([*line, *flags], env=ENVIRONMENT, stdout=-1, stderr=subprocess.STDOUT)
         for line in lines
     ]
     shown = [each.communicate()[0].decode(errors="replace") for each in started]
     if any(each.returncode for each in started):
         raise RuntimeError("\n".join(shown))
+
+
+def stopped_run(folder, step, devices):
+    """Trains until the checkpoint of a step is there, and stops by SIGTERM."""
+    line = [sys.executable, "-m", "score_jax", f"--workdir={folder}", f"--devices={devices}"]
+    line += TRAINING
+    nowhere = subprocess.DEVNULL
+    process = subprocess.Popen(line, env=ENVIRONMENT, stdout=nowhere, stderr=nowhere)
+    while not (folder / "checkpoints" / str(step)).is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    if process.wait() != 128 + signal.SIGTERM:
+        raise RuntimeError(f"the run ended with exit code {process.returncode} at SIGTERM")
 
 
 def samples(folder, name="samples"):
@@ -98,12 +113,10 @@ def sampling_row(base, reference, devices, batch, processes=1):
 def training_row(folder, base, devices, processes=1, stop=None):
     """Differences of losses and samples from those of one device."""
     if stop:
-        # A run that ends at an earlier step and goes on is one that was interrupted there.
-        flags = [*TRAINING, f"--config.training.num_steps={stop}"]
-        run(folder, *flags, devices=devices, processes=processes)
+        stopped_run(folder, stop, devices)
     run(folder, *TRAINING, devices=devices, processes=processes)
     ours, theirs = losses(folder), losses(base)
-    if stop:  # The last step of the first part has a loss of its own.
+    if stop:  # The step at which it was stopped has a loss of its own.
         ours, theirs = ours[-1:], theirs[-1:]
     relative = float((np.abs(ours - theirs) / np.abs(theirs)).max())
     shown = "same bits" if np.array_equal(ours, theirs) else f"{relative:.1e}"
