@@ -5,7 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import finished_perceptron, load, make_command, opened, run_mode, samples, saved_config
+from runs import (
+    finished_perceptron,
+    load,
+    make_command,
+    opened,
+    run_mode,
+    samples,
+    saved_config,
+    train,
+)
 
 from score_jax import reading
 from score_jax.cli import events, shards, workdir
@@ -226,3 +235,13 @@ def test_reads_are_repeated_after_errors_that_may_pass(errors, calls, outcome):
             repeated("a.png")
     assert len(seen) == calls
     assert pauses == [1.0, 2.0, 4.0][: calls - 1]
+
+
+def test_shards_of_a_complete_set_are_removed_by_the_same_command(tmp_path_factory):
+    """A process that is killed between samples.npz and the removal leaves them behind."""
+    folder = finished_perceptron(tmp_path_factory)
+    before = (folder / "samples.npz").read_bytes()
+    (folder / "samples.shards").mkdir()
+    train(folder, saved_config(folder))
+    assert not (folder / "samples.shards").exists()
+    assert (folder / "samples.npz").read_bytes() == before

@@ -27,7 +27,7 @@ START_SECONDS = 300
 CONNECT_SECONDS = 5
 KEEP_ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 """The system asks the other host for a sign of life and, within 30 seconds, finds it gone."""
-HEARTBEAT_SECONDS = 60
+HEARTBEAT_SECONDS = 30
 """Time after which JAX itself aborts processes of which another one is silent."""
 GRACE_SECONDS = 2
 """Time for this process to report an error of its own, before it ends because of another one."""

@@ -128,6 +128,7 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     judged = judge.obstacle is not None or not _in_any_process(not is_judged(run, num_steps))
     if not missing:
         announce(f"{file} holds this run's samples already")
+        _remove_shards(run, state.ema_params, settings)
         if not judged:
             judge_final(run, load_arrays(file)["samples"], num_steps, judge)
     else:
@@ -166,6 +167,18 @@ def _sample(run: Run, params: Any, settings: dict[str, Any], number: int) -> np.
         first = from_first_process(drawn.first(number))
         shards.remove()
     return first
+
+
+def _remove_shards(run: Run, params: Any, settings: dict[str, Any]) -> None:
+    """Removes shards of samples that are complete, which a killed process left behind."""
+    folder = run.folder / "samples.shards"
+    if not is_first_process() or not folder.is_dir():
+        return
+    labels = run.labels(settings["num_samples"])
+    with lock.held(run.folder, "samples", wait=WAIT):
+        shards = samples.shards_of(run, "samples", params, settings, labels)
+        if not shards.difference():
+            shards.remove()
 
 
 def _write_report(run: Run) -> None:
