@@ -100,7 +100,7 @@ DOTTED = (
 
 
 class Trial(NamedTuple):
-    """One mutation: the config it began with, and what it changed.
+    """One mutation: the initial config and its changes.
 
     Attributes:
         base: Name of the config.
@@ -366,7 +366,7 @@ def names_setting(message: str, changes: dict[str, Any]) -> bool:
 def outcome(
     trial: Trial, config: dict[str, Any], folder: Path, networks: int | None
 ) -> tuple[str, str]:
-    """What became of a trial, and a sentence about it."""
+    """Outcome of a trial, and a sentence about it."""
     begun = time.process_time()
     try:
         accepted = accepted_config(trial, config, folder)

@@ -50,7 +50,7 @@ def no_compilation(monkeypatch):
     monkeypatch.setattr(jax, "pmap", fail)
 
 
-# What inputs are made of
+# Contents of bad inputs
 
 
 def npy(array):
@@ -484,7 +484,7 @@ def test_bad_files_for_a_trained_run(capsys, tmp_path, trained, no_compilation, 
     refused(capsys, tmp_path, [f"--workdir={trained}", *arguments(tmp_path)], words)
 
 
-# What is read
+# Inputs that are read
 
 
 def opened(place, members, compression=zipfile.ZIP_STORED):

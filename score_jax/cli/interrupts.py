@@ -19,7 +19,7 @@ _ending = threading.Lock()
 
 
 class Stopped(Exception):  # noqa: N818 (no error: what is done is saved)
-    """A mode has stopped early because of a signal, after saving what there is.
+    """Raised by a mode that a signal has stopped, after its state is saved.
 
     Args:
         number: Number of the signal.
