@@ -331,14 +331,23 @@ class BestCheckpoints:
         self._keep = keep
         self._measure = measure
         self._values: dict[int, float] = {}
+        # Another process that trains may replace a checkpoint between its listing and its reading.
+        for attempt in range(ATTEMPTS):
+            time.sleep(0.01 * attempt)
+            if self._read_values():
+                break
+
+    def _read_values(self) -> bool:
+        """Reads the value of each checkpoint; returns False if one has vanished meanwhile."""
+        self._values.clear()
         for step in self._checkpoints.steps():
             try:
                 stored = self._checkpoints.metadata(step)
-                same = stored["measure"] == measure
+                same = stored["measure"] == self._measure
                 self._values[step] = float(stored["value"]) if same else math.inf
             except Exception as error:  # As in `Checkpoints.restore`
                 if not self._checkpoints.has(step):
-                    continue  # Another process replaced it meanwhile.
+                    return False
                 if _may_pass(error):
                     raise
                 self._checkpoints.set_aside(step)
@@ -347,6 +356,7 @@ class BestCheckpoints:
                     self._checkpoints.folder / str(step),
                     first_line(error),
                 )
+        return True
 
     def steps(self) -> list[int]:
         """Steps of the sound checkpoints, the best first."""
