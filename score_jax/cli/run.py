@@ -345,6 +345,8 @@ def _open_checkpoints(
     read_log(folder)  # Report a damaged file now, not after hours.
     run, measure = RunIdentity(folder), config["training"]["best_by"]
     checkpoints = Checkpoints(folder / "checkpoints", config["training"]["keep_checkpoints"], run)
+    if saved is None and mode == "train" and not command.dry_run:
+        checkpoints.put_remains_aside()
     steps, best = checkpoints.steps(), []
     asked = command.options.step
     if asked is not None:
