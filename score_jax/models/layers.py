@@ -157,13 +157,7 @@ def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) 
     epsilon, dtype = 1e-5, h.dtype
     # Statistics are always computed in float32.
     h = h.astype(jnp.float32)
-    mu = jnp.mean(h, axis=(1, 2), keepdims=True)
-
-    # Subtract a stop-gradient mean; `missing` is numerically zero but restores its gradient. The
-    # norm is then one multiplication and one addition per value, and its gradient two sums.
-    constant = jax.lax.stop_gradient(mu)
-    centered, missing = h - constant, mu - constant
-    variance = jnp.mean(centered**2, axis=(1, 2), keepdims=True) - missing**2
+    mu, missing, centered, variance = (_moments if dtype == jnp.float32 else _raw_moments)(h)
 
     # Normalise the means over the features of one example, with the unbiased variance.
     mu_hat = mu - jnp.mean(mu, axis=-1, keepdims=True)
@@ -175,10 +169,34 @@ def _instance_norm_plus(h: FeatureMap, gamma: Array, alpha: Array, beta: Array) 
     return (scaled + shift).astype(dtype)
 
 
+def _moments(h: FeatureMap) -> tuple[Array, Array, Array, Array]:
+    """The mean over pixels, its part not yet subtracted, the map minus the rest, the variance."""
+    mu = jnp.mean(h, axis=(1, 2), keepdims=True)
+
+    # Subtract a stop-gradient mean; `missing` is numerically zero but restores its gradient. The
+    # norm is then one multiplication and one addition per value, and its gradient two sums.
+    constant = jax.lax.stop_gradient(mu)
+    centered, missing = h - constant, mu - constant
+    return mu, missing, centered, jnp.mean(centered**2, axis=(1, 2), keepdims=True) - missing**2
+
+
+def _raw_moments(h: FeatureMap) -> tuple[Array, Array, Array, Array]:
+    """As `_moments`, but with nothing subtracted; for maps that were rounded to bfloat16.
+
+    Both sums are made in one pass, which compilers for accelerators fuse with the convolution that
+    computes the map. The error of the variance, 2^-24 mu^2 relative to 1, is below that of the
+    rounded values.
+    """
+    mu = jnp.mean(h, axis=(1, 2), keepdims=True)
+    variance = jnp.mean(h**2, axis=(1, 2), keepdims=True) - mu**2
+    return mu, mu, h, jnp.maximum(variance, 0)
+
+
 def elu(x: Array) -> Array:
     """x above 0, exp(x) - 1 below."""
     # exp(x) - 1 instead of expm1: twice as fast on CPU, absolute error at most 1 ulp of 1.
-    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
+    # Of `where` instead of `minimum`, the derivative reuses the comparison.
+    return jnp.where(x > 0, x, jnp.exp(jnp.where(x > 0, 0, x)) - 1)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
