@@ -98,6 +98,8 @@ def topology(kind: str, chips: int) -> list[Any]:
         "TPU_ACCELERATOR_TYPE": f"{KINDS[kind].accelerator}-{chips}",
         "TPU_WORKER_ID": "0",
         "TPU_WORKER_HOSTNAMES": "localhost",
+        # Nothing runs on a TPU, so that another process may hold it.
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     host = [min(int(length), most) for length, most in zip(shape.split("x"), (2, 4), strict=True)]
     return topologies.get_topology_desc(
@@ -175,18 +177,18 @@ def count(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name, settings = equation.primitive.name, equation.params
-        left, *others = (each.aval.shape for each in equation.invars)
-        out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if name == "convolution":
-            total += 2 * out * math.prod(others[0]) / equation.outvars[0].aval.shape[-1]
-        elif name == "filter_gradient":
-            total += 2 * out * math.prod(left[:3])
-        elif name == "conv_general_dilated":
-            features = others[0][settings["dimension_numbers"].rhs_spec[0]]
-            total += 2 * out * math.prod(others[0]) / features
-        elif name == "dot_general":
-            (contracted, _), _ = settings["dimension_numbers"]
-            total += 2 * out * math.prod(left[axis] for axis in contracted)
+        if name in ("convolution", "filter_gradient", "conv_general_dilated", "dot_general"):
+            left, right = (each.aval.shape for each in equation.invars)
+            out = equation.outvars[0].aval.shape
+            if name == "convolution":
+                products = math.prod(right) / out[-1]
+            elif name == "filter_gradient":
+                products = math.prod(left[:3])
+            elif name == "conv_general_dilated":
+                products = math.prod(right) / right[settings["dimension_numbers"].rhs_spec[0]]
+            else:
+                products = math.prod(left[axis] for axis in settings["dimension_numbers"][0][0])
+            total += 2 * math.prod(out) * products
         else:
             inner = sum(count(each) for each in inner_jaxprs(settings))
             total += settings.get("length", 1) * inner if name == "scan" else inner

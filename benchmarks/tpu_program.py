@@ -54,9 +54,11 @@ class Program:
         return total
 
     def trips(self, line: str) -> int:
-        """Runs of a loop; 1 if the text does not say how many."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', line)
-        return int(known[1]) if known else 1
+        """Runs of a loop that counts from 0 to a constant; 1 for any other loop."""
+        condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
+        lines = "\n".join(self.lines[condition])
+        ends = re.findall(r"= s32\[\]\S* constant\((\d+)\)", lines)
+        return int(ends[0]) if len(ends) == 1 and "direction=LT" in lines else 1
 
     def _called(self, line: str) -> list[str]:
         pattern = r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)"

@@ -1,0 +1,78 @@
+"""Programs compiled for TPUs, where the compiler `libtpu` is installed; no TPU is needed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+SCRIPT = """
+import json
+import jax, jax.numpy as jnp
+import tpu
+from scaling import collectives
+from score_jax.cli.config_files import load_config
+from score_jax.devices import pmap
+from tpu_program import Program
+
+devices = tpu.topology("v5e", 4)
+
+def cycles(function):
+    x = jax.ShapeDtypeStruct((4, 512, 512), jnp.bfloat16)
+    text = pmap(function, devices, 0, 0).lower(x).compile().as_text()
+    return Program(text).cycles()
+
+def products(number):
+    return lambda x: jax.lax.scan(lambda y, _: (jnp.tanh(y @ x), None), x, None, number)[0]
+
+config = load_config("digits")
+config["data"] |= {"labels": False, "label_dropout": 0.0, "size": 8, "channels": 1}
+config["model"] = {"name": "mlp", "hidden": (16,)}
+case = tpu.Case("digits", "train", "v5e", 4, "float32", "no")
+step = tpu.compiled(case, config, 8, devices).as_text()
+x = jnp.zeros((512, 512))
+print(json.dumps({
+    "once": cycles(lambda x: x @ x)["products"],
+    "scans": [cycles(products(number))["products"] for number in (10, 30)],
+    "flop": tpu.count(jax.make_jaxpr(products(10))(x).jaxpr),
+    "collectives": [kind for kind, _ in collectives(step)],
+    "step": sum(Program(step).cycles().values()),
+    "flop of the step": tpu.flop_of(case, config, 8),
+}))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_the_tpu_compiler_estimates_products_and_loops_and_sends_the_gradients_once():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (BENCHMARKS, ROOT, *sys.path)))
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+
+    # A loop costs as often what its body costs; the product cannot be faster than the peak.
+    ten, thirty = counts["scans"]
+    assert thirty == 3 * ten
+    assert counts["flop"] == 10 * 2 * 512**3
+    assert counts["once"] / 1.5e9 >= 2 * 512**3 / 197e12
+
+    # The perceptron's products: forward, gradients of the weights, and of one layer's input.
+    assert counts["collectives"] == ["all-reduce"]
+    assert counts["step"] > 0 and counts["flop of the step"] > 0
+
+
+def test_without_the_compiler_one_sentence_says_so(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import tpu
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="^the TPU compiler is missing: install libtpu"):
+        tpu.topology("v5e", 4)
