@@ -12,7 +12,7 @@ CATEGORIES = {
     "random": {"xor", "shift-left", "rng-bit-generator"},
     "indexing": {"gather", "scatter", "dynamic-slice", "dynamic-update-slice", "sort"},
 }
-"""Category -> operations of which one in a fusion puts all its cycles there; the first one wins."""
+"""Category -> operations; a fusion belongs to the first category of which it has an operation."""
 COPIES = {"copy", "transpose", "bitcast", "pad", "slice", "concatenate", "reshape", "parameter"}
 COPIES |= {"convert", "broadcast", "constant", "tuple", "fusion", "reverse"}
 

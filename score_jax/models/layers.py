@@ -195,8 +195,7 @@ def _raw_moments(h: FeatureMap) -> tuple[Array, Array, Array, Array]:
 def elu(x: Array) -> Array:
     """x above 0, exp(x) - 1 below."""
     # exp(x) - 1 instead of expm1: twice as fast on CPU, absolute error at most 1 ulp of 1.
-    # Of `where` instead of `minimum`, the derivative reuses the comparison.
-    return jnp.where(x > 0, x, jnp.exp(jnp.where(x > 0, 0, x)) - 1)
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
