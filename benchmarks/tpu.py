@@ -11,10 +11,10 @@ compiled program, times the number of runs of the loops around it. All values ar
 
     utilisation = FLOP / (cycles / clock * peak)
 
-FLOP are those of the convolutions and matrix products in the jaxpr of the program without remat,
-where a convolution counts the taps that fall on its zero padding, too: recomputation, padded lanes
-and all other operations add cycles but no FLOP. A training row is one step; a sampling row is one
-of the chain's network evaluations, with everything around it.
+FLOP are those of the convolutions and matrix products in the jaxpr of the program without remat;
+taps of a convolution that fall on its zero padding do not count. Recomputation, padded lanes and
+all other operations add cycles but no FLOP. A training row is one step; a sampling row is one of
+the chain's network evaluations, with everything around it.
 """
 
 import argparse
@@ -181,9 +181,9 @@ def count(jaxpr: Any) -> float:
             left, right = (each.aval.shape for each in equation.invars)
             out = equation.outvars[0].aval.shape
             if name == "convolution":
-                products = math.prod(right) / out[-1]
+                products = taps(left, right[0], settings) * math.prod(right[2:]) / out[-1]
             elif name == "filter_gradient":
-                products = math.prod(left[:3])
+                products = math.prod(left[:3]) * taps(left, out[0], settings) / out[0] ** 2
             elif name == "conv_general_dilated":
                 products = math.prod(right) / right[settings["dimension_numbers"].rhs_spec[0]]
             else:
@@ -193,6 +193,15 @@ def count(jaxpr: Any) -> float:
             inner = sum(count(each) for each in inner_jaxprs(settings))
             total += settings.get("length", 1) * inner if name == "scan" else inner
     return total
+
+
+def taps(image: tuple[int, ...], size: int, settings: dict[str, Any]) -> float:
+    """Mean number of taps of a convolution that fall into the image, of size^2."""
+    number = 1.0
+    for length in image[1:3]:
+        offsets = (abs(settings["dilation"] * (i - size // 2)) for i in range(size))
+        number *= sum(max(length - offset, 0) for offset in offsets) / length
+    return number
 
 
 def inner_jaxprs(settings: dict[str, Any]) -> list[Any]:
