@@ -84,8 +84,14 @@ def topology(kind: str, chips: int) -> list[Any]:
     """The devices of a slice that need not exist.
 
     Raises:
+        ValueError: If there is no such slice.
         ModuleNotFoundError: If the compiler is not installed.
     """
+    if kind not in KINDS or chips not in SLICES:
+        raise ValueError(
+            f"there is no slice of {chips} x {kind}: choose {' or '.join(KINDS)}, and a number of "
+            f"chips among {', '.join(map(str, SLICES))}"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             "the TPU compiler is missing: install libtpu in the version that jax[tpu] asks for"
@@ -111,6 +117,8 @@ def settings_of(case: Case, width: int | None) -> dict[str, Any]:
     """The config of a row, without labels."""
     config = load_config(case.config)
     config["data"] |= {"labels": False, "label_dropout": 0.0}
+    if not config["data"]["size"]:
+        raise ValueError(f"{case.config} has no config.data.size: choose a config of images")
     if "dtype" in config["model"]:
         config["model"] |= {"dtype": case.dtype, "remat": case.remat == "yes"}
     if width:
