@@ -226,7 +226,7 @@ def mean_pool_2x2(h: FeatureMap) -> FeatureMap:
         window, zero = (1, 2, 2, 1), np.array(0, h.dtype)
         return jax.lax.reduce_window(h, zero, jax.lax.add, window, window, "VALID") / 4
 
-    # Compilers for accelerators fuse windows with the convolution; XLA:CPU is slow at them.
+    # Compilers for accelerators fuse windows with the convolution; a CPU keeps the reshape.
     return jax.lax.platform_dependent(h, cpu=of_squares, default=of_windows)
 
 
