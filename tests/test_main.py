@@ -357,7 +357,7 @@ def test_in_this_process_help_returns_0(capsys):
     assert parse(["--mode=sample", "--help", "--dry_run"]) is None
 
 
-HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "tensorboardX", "torch", "numpy"}
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "tensorboard", "torch", "numpy"}
 
 
 @pytest.mark.parametrize(
