@@ -220,7 +220,8 @@ def build_model(
     parameters = signature(factory, f"config.model.name={name!r}").parameters
     if num_classes and "num_classes" not in parameters:
         raise ValueError(
-            f"config.data.labels=True, but the network {name!r} takes no labels: set it to False"
+            f"config.data.labels=True, but config.model.name={name!r} takes no labels: set "
+            "config.data.labels to False"
         )
 
     # Check that the network takes all of its settings.
