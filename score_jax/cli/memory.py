@@ -146,7 +146,9 @@ def _parameters(model: Mapping[str, Any], size: int) -> int:
     if model["name"] == "mlp" and model.get("hidden"):
         widths = [size, *model["hidden"], size]
         return sum(a * b for a, b in itertools.pairwise(widths))
-    return SQUARE.get(model["name"], 0) * model.get("width", 0) ** 2
+    if model["name"] not in SQUARE:
+        return 0
+    return SQUARE[model["name"]] * model.get("width", 0) ** 2
 
 
 def _size_setting(config: Mapping[str, Any]) -> tuple[str, ...]:
