@@ -490,6 +490,11 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     trials, begun = Trials(folder, arguments.seed), time.monotonic()
 
+    # Processes inherit ignored signals: SIGHUP under nohup, SIGINT of a background job.
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
     # Kills, then signals, then the disk.
     counts: dict[str, tuple[int, int]] = {}
     for kind, share in SHARES.items():

@@ -109,8 +109,9 @@ class Checkpoints:
         """A clause about the newest checkpoint, once everything is on disk."""
         with contextlib.suppress(OSError):
             self.wait()
-        steps = self.steps()
-        return f"the checkpoint of step {steps[0]} is kept" if steps else "nothing was saved"
+        # A folder that vanished during a save can hold the remains of that save.
+        step = next(filter(self._is_readable, self.steps()), None)
+        return "nothing was saved" if step is None else f"the checkpoint of step {step} is kept"
 
     def restore(
         self, like: Any, step: int | None = None, check: Check | None = None
@@ -170,6 +171,27 @@ class Checkpoints:
     def set_aside(self, step: int) -> None:
         """Renames the checkpoint of a step at the first save, so that another can replace it."""
         self._unusable.append(step)
+
+    def put_remains_aside(self) -> None:
+        """Renames the checkpoints without readable metadata.
+
+        A save that was writing when its folder vanished can leave one.
+
+        Raises:
+            OSError: If the system cannot rename them.
+        """
+        for step in self.steps():
+            if not self._is_readable(step):
+                self.set_aside(step)
+        self._put_unusable_aside()
+
+    def _is_readable(self, step: int) -> bool:
+        try:
+            with _as_system_errors(self.folder / str(step)):
+                self._unchecked_metadata(step)
+        except Exception as error:  # As in `restore`
+            return _may_pass(error)
+        return True
 
     def has(self, step: int) -> bool:
         """True if there is a checkpoint of this step."""
@@ -252,6 +274,7 @@ class Checkpoints:
             aside = f"unusable_{damaged}_{time.time_ns()}"
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / str(damaged)).rename(self.folder / aside)
+        self._unusable.clear()
 
     def _remove(self, step: int) -> None:
         # The renaming makes it vanish at once for those who read it.
@@ -297,14 +320,17 @@ class Checkpoints:
         return _converted(state, target, self.folder / str(step))
 
     def _metadata(self, step: int) -> dict[str, Any]:
+        meta = self._unchecked_metadata(step)
+        check_record(meta, step, self._run)
+        return meta
+
+    def _unchecked_metadata(self, step: int) -> Any:
         import orbax.checkpoint as ocp
 
         # A checkpointer of its own per step: it creates nothing and cleans nothing up.
         with _quiet_orbax(), _reader() as reader:
             items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = reader.restore(self.folder / str(step), args=items).meta
-        check_record(meta, step, self._run)
-        return meta
+            return reader.restore(self.folder / str(step), args=items).meta
 
 
 class BestCheckpoints:
@@ -331,14 +357,23 @@ class BestCheckpoints:
         self._keep = keep
         self._measure = measure
         self._values: dict[int, float] = {}
+        # Another process that trains may replace a checkpoint between its listing and its reading.
+        for attempt in range(ATTEMPTS):
+            time.sleep(0.01 * attempt)
+            if self._read_values():
+                break
+
+    def _read_values(self) -> bool:
+        """Reads the value of each checkpoint; returns False if one has vanished meanwhile."""
+        self._values.clear()
         for step in self._checkpoints.steps():
             try:
                 stored = self._checkpoints.metadata(step)
-                same = stored["measure"] == measure
+                same = stored["measure"] == self._measure
                 self._values[step] = float(stored["value"]) if same else math.inf
             except Exception as error:  # As in `Checkpoints.restore`
                 if not self._checkpoints.has(step):
-                    continue  # Another process replaced it meanwhile.
+                    return False
                 if _may_pass(error):
                     raise
                 self._checkpoints.set_aside(step)
@@ -347,6 +382,7 @@ class BestCheckpoints:
                     self._checkpoints.folder / str(step),
                     first_line(error),
                 )
+        return True
 
     def steps(self) -> list[int]:
         """Steps of the sound checkpoints, the best first."""

@@ -51,6 +51,20 @@ def test_better_ones_are_never_removed_by_a_resumed_run(tmp_path):
     assert BestCheckpoints(tmp_path).steps() == [10, 40]
 
 
+def test_a_reader_finds_the_successor_of_a_checkpoint_that_is_replaced(tmp_path, monkeypatch):
+    writer = offered(tmp_path, {10: 2.0}, keep=1)
+    read = Checkpoints.metadata
+
+    def replaced_before(self, step):
+        monkeypatch.setattr(Checkpoints, "metadata", read)
+        writer.offer(20, 1.0, state(20))
+        writer.wait()
+        return read(self, step)
+
+    monkeypatch.setattr(Checkpoints, "metadata", replaced_before)
+    assert BestCheckpoints(tmp_path, 1).steps() == [20]
+
+
 def test_another_measure_replaces_first_and_damaged_ones_are_put_aside(tmp_path, caplog):
     offered(tmp_path, {10: 1.0, 20: 2.0, 30: 3.0}, keep=3)
     shutil.rmtree(tmp_path / "30" / "meta")

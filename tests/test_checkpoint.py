@@ -238,6 +238,15 @@ def test_types_that_differ_by_the_precision_of_jax_are_converted(tmp_path, caplo
         caplog.clear()
 
 
+def test_remains_of_a_save_are_put_aside_and_sound_checkpoints_stay(tmp_path):
+    checkpoints = saved(tmp_path, 10, 20)
+    shutil.rmtree(tmp_path / "20" / "meta")
+    assert "step 10 is kept" in checkpoints.kept()
+    checkpoints.put_remains_aside()
+    assert Checkpoints(tmp_path).steps() == [10]
+    assert len(list(tmp_path.glob("unusable_20_*"))) == 1
+
+
 def test_no_sound_checkpoint_left(tmp_path):
     saved(tmp_path, 10)
     truncate(tmp_path / "10")

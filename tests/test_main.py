@@ -487,7 +487,7 @@ BAD_INPUT = {
     ),
     "a network that takes no labels": (
         ["--config.model.name=flax.linen:Dense", "--config.model.features=1"],
-        "the network 'flax.linen:Dense' takes no labels: set it to False",
+        "config.model.name='flax.linen:Dense' takes no labels: set config.data.labels to False",
     ),
     "data without labels": (
         ["--config.data.source=npz", "--config.data.path={even}"],
@@ -632,6 +632,19 @@ def test_checkpoints_without_their_config_are_refused(copied, command):
     assert "holds checkpoints but no config.json: restore it from a copy" in shown
 
 
+def test_remains_of_a_folder_that_vanished_do_not_stand_in_the_way(copied, command):
+    for path in copied.iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for step in (copied / "checkpoints").iterdir():
+        shutil.rmtree(step / "meta")
+    assert (
+        command(f"--workdir={copied}", *flags(small()), "--config.training.num_steps=60")[0] == 0
+    )
+    assert (copied / "samples.npz").exists()
+    assert list((copied / "checkpoints").glob("unusable_*"))
+
+
 def test_any_mode_runs_from_the_workdir_alone(copied, command):
     assert command(f"--workdir={copied}", "--mode=evaluate") == (0, "")
     assert (copied / "evaluation.json").exists()
@@ -660,6 +673,7 @@ def test_a_full_disk(command, monkeypatch, tmp_path):
     code, shown = command(f"--workdir={tmp_path / 'run'}")
     assert code == 2
     assert "has 1 MB of free disk, but this run needs about" in shown
+    assert "most of it for config." in shown
 
 
 def test_a_disk_that_fills_up_on_the_way(copied, command, monkeypatch):

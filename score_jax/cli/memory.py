@@ -147,7 +147,9 @@ def _parameters(model: Mapping[str, Any], size: int) -> int:
     if model["name"] == "mlp" and model.get("hidden"):
         widths = [size, *model["hidden"], size]
         return sum(a * b for a, b in itertools.pairwise(widths))
-    number = SQUARE.get(model["name"], 0)
+    if model["name"] not in SQUARE:
+        return 0
+    number = SQUARE[model["name"]]
     if model["name"] == "unet":
         resolutions = zip(model["multipliers"], model["num_blocks"], strict=False)
         number *= sum(blocks * multiplier**2 for multiplier, blocks in resolutions)
