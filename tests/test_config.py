@@ -247,7 +247,10 @@ def test_the_page_of_settings_is_up_to_date():
             {"loss__name": "mine"},
             r"name='mine' must be dsm, ssm, implicit, ssm_clean or implicit_clean",
         ),
-        ({"noise__sigma_min": 2.0}, r"32 levels from sigma_max=1 to sigma_min=2 do not decrease"),
+        (
+            {"noise__sigma_min": 2.0},
+            r"num_levels=32: levels from sigma_max=1 to sigma_min=2 do not decrease",
+        ),
         (
             {"noise__num_levels": 1},
             r"single level needs sigma_max=1 and sigma_min=0\.03 to be equal",

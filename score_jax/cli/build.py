@@ -328,8 +328,13 @@ def state_shape(
         params = trainer.model.init(jax.random.key(0), x, level, *label)
         return trainer.init(params), trainer.model.apply(params, x, level, *label)
 
-    with calling("model.name", name, settings), naming("model"):
-        state, score = jax.eval_shape(init, x, level, *label)
+    try:
+        with calling("model.name", name, settings), naming("model"):
+            state, score = jax.eval_shape(init, x, level, *label)
+    except ValueError as error:
+        if name not in IMAGE_MODELS or "cannot take" not in str(error):
+            raise
+        raise ValueError(f"{error}; set config.data.size, or choose another network") from error
     if jnp.shape(score) != x.shape:
         raise ValueError(
             f"config.model.name={name!r} returns {list(jnp.shape(score))} for examples "

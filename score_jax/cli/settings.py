@@ -248,12 +248,12 @@ def _check_levels(settings: Mapping[str, Any]) -> None:
     num_levels = settings["noise.num_levels"]
     if num_levels == 1 and sigma_max != sigma_min:
         raise ValueError(
-            f"config.noise: a single level needs sigma_max={sigma_max:g} and "
+            f"config.noise.num_levels=1: a single level needs sigma_max={sigma_max:g} and "
             f"sigma_min={sigma_min:g} to be equal"
         )
     if num_levels > 1 and sigma_max <= sigma_min:
         raise ValueError(
-            f"config.noise: {num_levels} levels from sigma_max={sigma_max:g} to "
+            f"config.noise.num_levels={num_levels}: levels from sigma_max={sigma_max:g} to "
             f"sigma_min={sigma_min:g} do not decrease: sigma_max must be above sigma_min"
         )
     if settings["sampling.num_frames"] > num_levels:
