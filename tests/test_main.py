@@ -467,7 +467,7 @@ BAD_INPUT = {
             "--config.data.labels=False",
             "--config.data.label_dropout=0",
         ],
-        "cannot take 7x8: height and width must be even; set config.data.size",
+        "cannot take 7x8: height and width must be multiples of 2; set config.data.size",
     ),
     "fields that do not fit": (
         ["--config.model.width=10"],

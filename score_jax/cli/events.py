@@ -15,6 +15,7 @@ import numpy as np
 
 from score_jax.devices import is_first_process
 
+
 class EventWriter:
     """Writes a file of events to a folder; a context manager.
 
