@@ -171,8 +171,7 @@ def fit(
 
     # Compile the training step and the held-out loss.
     train, held_out, resident = placed(train, held_out, device_megabytes)
-    source = feed(train.arrays(), devices, resident)
-    state = replicate(state, devices)
+    source, state = feed(train.arrays(), devices, resident), replicate(state, devices)
     begun = _announce_compiling(batch_size, devices, progress)
     steps_per_call = 1 if is_debugging() else steps_per_call
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
