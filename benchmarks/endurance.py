@@ -1,12 +1,16 @@
 """Memory, threads and open files of one long training run, which must stay flat.
 
-    python benchmarks/endurance.py --steps=20000
+    python benchmarks/endurance.py --steps=20000 [--trim]
 
 Trains a small perceptron on the digits, streamed from the host, with losses, held-out losses,
 checkpoints, best checkpoints and previews, in a process of its own, and reads the process's
 memory, threads and descriptors from /proc every second. Prints their medians and maxima in four
 quarters of the steps. Fails if the last quarter's maximum exceeds the second quarter's: memory by
 more than 5 % and 20 MB, threads and descriptors by more than 2.
+
+With --trim, a thread in the process collects unreachable objects and returns freed memory to the
+system once per second (malloc_trim of glibc), which leaves the memory that the program holds.
+Without it, the readings include what Python has not collected and what the allocator keeps.
 """
 
 import argparse
@@ -38,6 +42,20 @@ SETTINGS = {
     "sampling.num_steps": 20,
     "sampling.num_frames": 2,
 }
+TRIMMING = """
+import ctypes, gc, sys, threading, time
+from score_jax.cli.main import main
+
+def trim():
+    while True:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        time.sleep(1.0)
+
+threading.Thread(target=trim, daemon=True).start()
+sys.exit(main())
+"""
+"""The command with a thread that collects garbage and returns freed memory."""
 NAMES = ("memory MB", "threads", "descriptors")
 
 
@@ -64,12 +82,16 @@ def main():
     )
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=1.0, help="between two readings")
+    parser.add_argument(
+        "--trim", action="store_true", help="collect garbage and return freed memory"
+    )
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="score_jax_endurance_")) / "run"
-    line = [sys.executable, str(ROOT / "main.py"), "--config=digits", f"--workdir={folder}"]
+    program = ["-c", TRIMMING] if arguments.trim else [str(ROOT / "main.py")]
+    line = [sys.executable, *program, "--config=digits", f"--workdir={folder}"]
     line += [f"--config.{name}={value}" for name, value in SETTINGS.items()]
     line += [f"--config.training.num_steps={arguments.steps}"]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL)
 
     # Readings with the step of the newest checkpoint, until the last one is written.
     rows = []

@@ -171,8 +171,7 @@ def fit(
 
     # Compile the training step and the held-out loss.
     train, held_out, resident = placed(train, held_out, device_megabytes)
-    source = feed(train.arrays(), devices, resident)
-    state = replicate(state, devices)
+    source, state = feed(train.arrays(), devices, resident), replicate(state, devices)
     begun = _announce_compiling(batch_size, devices, progress)
     steps_per_call = 1 if is_debugging() else steps_per_call
     step_fn = compile_steps(trainer, source, state, devices, batch_size, steps_per_call)
@@ -183,7 +182,8 @@ def fit(
     step_fn = log.debugged(step_fn, train, seed, batch_size)
     announce(f"compiled in {log.compile_seconds:.1f} s", progress)
     key = run_keys(seed)["train"]
-    batches = _batches(source, seed, range(first, num_steps), len(train.x), batch_size)
+    steps = range(first, num_steps)
+    batches = _batches(source, seed, steps, len(train.x), batch_size, steps_per_call)
     with Progress(num_steps, "train", "step", first, shown=progress) as bar, log.naming_norms():
         stopping = False
         while done < num_steps and not stopping:
@@ -407,16 +407,16 @@ def _check_same_run(checkpoints: Checkpoints, stored: Mapping[str, Any], facts) 
 
 
 def _batches(
-    source: Feed, seed: int, steps: range, num_examples: int, batch_size: int
+    source: Feed, seed: int, steps: range, num_examples: int, batch_size: int, steps_per_call: int
 ) -> Iterator:
-    """The mapped arguments of each step; streamed examples are fetched ahead by threads."""
+    """The mapped arguments of each step; threads fetch streamed examples of one call ahead."""
 
     def batch(step):
         return source.fetch(batch_index(seed, step, num_examples, batch_size))
 
     if source.resident:
         return (batch(step) for step in steps)
-    return prefetch(batch, steps)
+    return prefetch(batch, steps, ahead=max(2, steps_per_call))
 
 
 def _steps_ahead(done: int, num_steps: int, steps_per_call: int, intervals) -> int:

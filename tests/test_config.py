@@ -242,18 +242,22 @@ def test_the_page_of_settings_is_up_to_date():
             {"sampling__method": "euler"},
             r"method='euler' must be annealed, consistent, langevin, ode, ",
         ),
+        ({"model__name": np.zeros(3)}, r"config\.model\.name=array\(.*must be ncsn, ncsnv2, unet"),
         (
             {"loss__name": "mine"},
             r"name='mine' must be dsm, ssm, implicit, ssm_clean or implicit_clean",
         ),
-        ({"noise__sigma_min": 2.0}, r"32 levels from sigma_max=1 to sigma_min=2 do not decrease"),
+        (
+            {"noise__sigma_min": 2.0},
+            r"num_levels=32: levels from sigma_max=1 to sigma_min=2 do not decrease",
+        ),
         (
             {"noise__num_levels": 1},
             r"single level needs sigma_max=1 and sigma_min=0\.03 to be equal",
         ),
         (
             {"sampling__num_frames": 33},
-            r"num_frames=33 must be at most the number of noise levels, 32",
+            r"num_frames=33 must be at most config.noise.num_levels=32",
         ),
         (
             {"sampling__method": "annealed", "sampling__step_size": 0.1},

@@ -357,7 +357,7 @@ def test_in_this_process_help_returns_0(capsys):
     assert parse(["--mode=sample", "--help", "--dry_run"]) is None
 
 
-HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "tensorboardX", "torch", "numpy"}
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "matplotlib", "tensorboard", "torch", "numpy"}
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ BAD_INPUT = {
             "--config.data.labels=False",
             "--config.data.label_dropout=0",
         ],
-        "cannot take 7x8: height and width must be even",
+        "cannot take 7x8: height and width must be multiples of 2; set config.data.size",
     ),
     "fields that do not fit": (
         ["--config.model.width=10"],
@@ -487,7 +487,7 @@ BAD_INPUT = {
     ),
     "a network that takes no labels": (
         ["--config.model.name=flax.linen:Dense", "--config.model.features=1"],
-        "the network 'flax.linen:Dense' takes no labels: set it to False",
+        "config.model.name='flax.linen:Dense' takes no labels: set config.data.labels to False",
     ),
     "data without labels": (
         ["--config.data.source=npz", "--config.data.path={even}"],
@@ -673,6 +673,7 @@ def test_a_full_disk(command, monkeypatch, tmp_path):
     code, shown = command(f"--workdir={tmp_path / 'run'}")
     assert code == 2
     assert "has 1 MB of free disk, but this run needs about" in shown
+    assert "most of it for config." in shown
 
 
 def test_a_disk_that_fills_up_on_the_way(copied, command, monkeypatch):

@@ -85,6 +85,7 @@ def test_sizes_beyond_memory(changes, shape, named, monkeypatch):
     config = changed("digits", **changes)
     arguments = (jax.devices(), ("training", "sampling"), True)
     check_memory(load_config("digits"), (8, 8, 1), *arguments)
+    check_memory(changed("digits", model__name="my:Net", model__width="9"), (8, 8, 1), *arguments)
     with pytest.raises(ValueError, match=rf"^config\.{named}.* needs at least .* lower config\."):
         check_memory(config, shape, *arguments)
     with pytest.raises(ValueError, match=r"state of training takes .* lower config\.model\.width"):

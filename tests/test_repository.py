@@ -112,7 +112,7 @@ def test_the_modules_of_the_command_form_no_circle():
         ("tqdm", ("progress",)),
         ("ml_collections", ("cli.",)),
         ("absl", ("cli.",)),
-        ("tensorboardX", ("cli.",)),
+        ("tensorboard", ("cli.",)),
         ("matplotlib", ("cli.",)),
         ("jinja2", ("cli.",)),
         ("PIL", ("data.files", "cli.")),
@@ -146,7 +146,7 @@ HEAVY = {
     "absl",
     "matplotlib",
     "PIL",
-    "tensorboardX",
+    "tensorboard",
     "tqdm",
     "torch",
 }
@@ -259,7 +259,6 @@ def test_requirements_and_imports_agree():
         "PIL": "pillow",
         "orbax": "orbax_checkpoint",
         "absl": "absl_py",
-        "tensorboardX": "tensorboardx",
     }
     for path in [*MODULES, *PROGRAMS]:
         names = set()

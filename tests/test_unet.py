@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from score_jax.analytic import gaussian_score_fn
-from score_jax.models.unet import UNet
+from score_jax.models.unet import UNet, from_features_to_squares, from_squares_to_features
 
 SIGMAS = (2.0, 0.5, 0.1)
 
@@ -42,6 +42,33 @@ def test_every_pixel_and_the_level_matter_once_its_last_layer_is_not_zero():
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"patch_size": 2},
+        {"multipliers": (1, 2, 3), "num_blocks": (1, 1, 1), "attention": 2},
+        {"multipliers": (2,), "num_blocks": (1,), "patch_size": 4},
+    ],
+)
+def test_deeper_networks_and_patches_start_alike_and_see_every_pixel(fields):
+    model = UNet(sigmas=SIGMAS, width=8, data_mean=0.3, data_std=0.4, **fields)
+    params, score_fn = initialised(model, 8, 12, 2)
+    x, level = jax.random.normal(jax.random.key(1), (3, 8, 12, 2)), jnp.array([0, 1, 2])
+    exact = gaussian_score_fn(jnp.full((8, 12, 2), 0.3), 0.16, jnp.array(SIGMAS))(x, level)
+    np.testing.assert_allclose(score_fn(params, x, level), exact, rtol=1e-4, atol=1e-5)
+    params = jax.tree.map(lambda leaf: leaf + 0.05 * jax.random.normal(jax.random.key(2)), params)
+    far = jax.jit(jax.grad(lambda x: score_fn(params, x, level)[0, 0, 0, 0]))(x)
+    assert (np.abs(far[0]) > 0).all()
+
+
+def test_squares_of_pixels_become_positions_and_back():
+    x = jnp.arange(2 * 4 * 6 * 3.0).reshape(2, 4, 6, 3)
+    positions = from_squares_to_features(x, 2)
+    assert positions.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(positions[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
+    np.testing.assert_array_equal(from_features_to_squares(positions, 2), x)
+
+
 def test_examples_do_not_see_each_other():
     params, score_fn = initialised(UNet(sigmas=SIGMAS, width=8), 8, 8, 1)
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)
@@ -76,9 +103,18 @@ def test_each_class_has_a_score_of_its_own_and_labels_must_fit():
 @pytest.mark.parametrize(
     ("fields", "shape", "words"),
     [
-        ({}, (7, 8, 1), "cannot take 7x8"),
+        ({}, (7, 8, 1), "cannot take 7x8: height and width must be multiples of 2"),
+        ({"patch_size": 4}, (12, 16, 1), "cannot take 12x16: .* multiples of 8"),
+        ({"multipliers": (1, 2, 2)}, (8, 8, 1), "must have one number for each resolution"),
+        ({"multipliers": ()}, (8, 8, 1), "multipliers=.* at least one layer"),
+        ({"num_blocks": (1, 0)}, (8, 8, 1), r"num_blocks\[1\]=0"),
+        (
+            {"attention": 3},
+            (8, 8, 1),
+            "attention=3 must be from 0 to the number of resolutions, 2",
+        ),
         ({"width": 10}, (8, 8, 1), "width=10 must be a multiple of groups=4"),
-        ({"heads": 5}, (8, 8, 1), "multiple of heads=5"),
+        ({"heads": 5}, (8, 8, 1), "2 times width=24 must be a multiple of heads=5"),
         ({"groups": 0}, (8, 8, 1), "groups=0"),
         ({"data_std": 0.0}, (8, 8, 1), "data_std=0.0 must be above 0"),
     ],

@@ -29,11 +29,11 @@ def drawn(batch, height, width, features, out, size=3):
     return np.float32(x), np.float32(rng.normal(size=(size, size, features, out))), np.float32(g)
 
 
-# Few features are convolved directly; 32 and more, and the kernel's gradient of 64 and more, by
-# squares. Odd sizes
-# and those that the dilation does not divide are padded.
+# Few features are convolved directly; 32 and more, and the kernel's gradient of 16 and more, by
+# squares. Odd sizes and those that the dilation does not divide are padded.
 CASES = [
     ((2, 8, 6, 3, 5), 1),
+    ((4, 7, 9, 16, 24), 1),
     ((2, 8, 8, 32, 40), 1),
     ((1, 7, 5, 33, 32), 1),
     ((2, 8, 8, 32, 32), 2),

@@ -34,6 +34,8 @@ from score_jax.training import Trainer, TrainState, make_trainer
 from score_jax.typing import Array, Keys, LossFn
 
 IMAGE_MODELS = ("ncsn", "ncsnv2", "unet")
+NEEDED = {"npz": "path", "idx": "path", "folder": "path", "zip": "path", "tfds": "name"}
+"""Source -> the setting without which it has no data."""
 SAMPLE_ARGUMENTS = ("step_size", "num_steps", "denoise")
 """Settings of the section `sampling` that `sampling.sample` itself hands to the sampler."""
 
@@ -47,6 +49,13 @@ def open_source(settings: Mapping[str, Any]) -> Dataset:
     """
     name = settings["source"]
     source = resolve(SOURCES, name, "data.source")
+    needed = NEEDED.get(name, "source")
+    if settings[needed] is None:
+        example = "cifar10" if needed == "name" else "folder"
+        raise ValueError(
+            f"config.data.source={name!r} needs config.data.{needed}, which is none: set it, as "
+            f"in --config.data.{needed}={example}"
+        )
     arguments = arguments_of(source, "data", settings, without=("source",))
     resizes = "transform" in signature(source, f"config.data.source={name!r}").parameters
     size, channels = settings["size"], settings["channels"]
@@ -220,7 +229,8 @@ def build_model(
     parameters = signature(factory, f"config.model.name={name!r}").parameters
     if num_classes and "num_classes" not in parameters:
         raise ValueError(
-            f"config.data.labels=True, but the network {name!r} takes no labels: set it to False"
+            f"config.data.labels=True, but config.model.name={name!r} takes no labels: set "
+            "config.data.labels to False"
         )
 
     # Check that the network takes all of its settings.
@@ -318,8 +328,13 @@ def state_shape(
         params = trainer.model.init(jax.random.key(0), x, level, *label)
         return trainer.init(params), trainer.model.apply(params, x, level, *label)
 
-    with calling("model.name", name, settings), naming("model"):
-        state, score = jax.eval_shape(init, x, level, *label)
+    try:
+        with calling("model.name", name, settings), naming("model"):
+            state, score = jax.eval_shape(init, x, level, *label)
+    except ValueError as error:
+        if name not in IMAGE_MODELS or "cannot take" not in str(error):
+            raise
+        raise ValueError(f"{error}; set config.data.size, or choose another network") from error
     if jnp.shape(score) != x.shape:
         raise ValueError(
             f"config.model.name={name!r} returns {list(jnp.shape(score))} for examples "

@@ -4,6 +4,7 @@ A thread that fails to write, as on a full disk, could only print; here the call
 """
 
 import contextlib
+import io
 import os
 import socket
 import time
@@ -13,9 +14,6 @@ from typing import Any
 import numpy as np
 
 from score_jax.devices import is_first_process
-
-MASK = 0xA282EAD8
-"""Constant that the format of event files adds to checksums."""
 
 
 class EventWriter:
@@ -32,7 +30,7 @@ class EventWriter:
     """
 
     def __init__(self, folder: str | Path, step: int):
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         # Two files of one second must not replace each other.
         number = len(list(Path(folder).glob("events.out.tfevents.*")))
@@ -54,28 +52,40 @@ class EventWriter:
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Adds a number."""
-        from tensorboardX.summary import scalar
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._add(scalar(tag, value), step)
+        self._add(Summary.Value(tag=tag, simple_value=value), step)
 
     def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Adds an image, uint8 [height, width, channels]."""
-        from tensorboardX.summary import image as image_summary
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._add(image_summary(tag, image, dataformats="HWC"), step)
+        height, width, channels = image.shape
+        encoded = io.BytesIO()
+        Image.fromarray(image.squeeze(2) if channels == 1 else image).save(encoded, "png")
+        stored = Summary.Image(
+            height=height,
+            width=width,
+            colorspace=channels,
+            encoded_image_string=encoded.getvalue(),
+        )
+        self._add(Summary.Value(tag=tag, image=stored), step)
 
-    def _add(self, summary: Any, step: int) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+    def _add(self, value: Any, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._write(Event(summary=summary, step=step))
+        self._write(Event(summary=Summary(value=[value]), step=step))
 
     def _write(self, event: Any) -> None:
-        """Appends an event, whole or not at all: length, its checksum, content, its checksum."""
+        """Appends an event, whole or not at all."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         event.wall_time = time.time()
-        content = event.SerializeToString()
-        length = len(content).to_bytes(8, "little")
-        record = memoryview(length + _checksum(length) + content + _checksum(content))
-        begin = self._file.tell()
+        whole = io.BytesIO()
+        RecordWriter(whole).write(event.SerializeToString())
+        record, begin = whole.getbuffer(), self._file.tell()
         try:
             while record:
                 record = record[self._file.write(record) :]
@@ -83,11 +93,3 @@ class EventWriter:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file.fileno(), begin)
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-
-
-def _checksum(content: bytes) -> bytes:
-    """The masked CRC-32C of the format."""
-    from tensorboardX.crc32c import crc32c
-
-    crc = crc32c(content)
-    return ((((crc >> 15) | (crc << 17)) + MASK) & 0xFFFFFFFF).to_bytes(4, "little")

@@ -15,7 +15,7 @@ from score_jax.reading import gigabytes, memory_bytes
 
 STATES = 5
 """Copies of the parameters in training: themselves, their average, two moments, the gradient."""
-SQUARE = {"ncsn": 1000, "ncsnv2": 1000, "unet": 300}
+SQUARE = {"ncsn": 1000, "ncsnv2": 1000, "unet": 26}
 """Network -> a factor below its number of parameters divided by width**2."""
 
 
@@ -137,7 +137,8 @@ def _features(model: Mapping[str, Any], shape: Sequence[int]) -> tuple[int, str]
         return 4 * max(model["hidden"]), "model.hidden"
     if model["name"] in SQUARE and "width" in model and len(shape) == 3:
         item = 2 if model.get("dtype") == "bfloat16" else 4
-        return item * shape[0] * shape[1] * model["width"], "model.width"
+        positions = shape[0] * shape[1] // model.get("patch_size", 1) ** 2
+        return item * positions * model["width"], "model.width"
     return 0, "model.name"
 
 
@@ -146,7 +147,13 @@ def _parameters(model: Mapping[str, Any], size: int) -> int:
     if model["name"] == "mlp" and model.get("hidden"):
         widths = [size, *model["hidden"], size]
         return sum(a * b for a, b in itertools.pairwise(widths))
-    return SQUARE.get(model["name"], 0) * model.get("width", 0) ** 2
+    if model["name"] not in SQUARE:
+        return 0
+    number = SQUARE[model["name"]]
+    if model["name"] == "unet":
+        resolutions = zip(model["multipliers"], model["num_blocks"], strict=False)
+        number *= sum(blocks * multiplier**2 for multiplier, blocks in resolutions)
+    return number * model.get("width", 0) ** 2
 
 
 def _size_setting(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from score_jax.cli.settings import (
     differences_listed,
     validate,
 )
-from score_jax.cli.table import SETTINGS, WHOLE_CHAIN
+from score_jax.cli.table import SETTINGS, WHOLE_CHAIN, shown
 from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
 from score_jax.devices import check_agreement, check_divides, described
@@ -309,7 +309,11 @@ def open_run(
     check_state(state_bytes, devices, build.width_setting(config["model"]))
     sample_bytes = 4 * config["sampling"]["num_samples"] * int(np.prod(shape))
     needed_bytes = num_states * state_bytes + 2 * sample_bytes + 10_000_000
-    workdir.check_writable(output or command.workdir, needed_bytes)
+    of_states = num_states * state_bytes > 2 * sample_bytes
+    name = build.width_setting(config["model"]) if of_states else "sampling.num_samples"
+    section, _, last = name.partition(".")
+    largest = f"config.{name}={shown(config[section][last])}"
+    workdir.check_writable(output or command.workdir, needed_bytes, largest)
 
     restored = _restored(command, config, checkpoints, step, state_shape)
     _check_number_of_steps(command, config, restored[0])

@@ -353,10 +353,12 @@ def config_for_data(
         config["data"] |= {"labels": False, "label_dropout": 0.0}
     if config["model"]["name"] == "unet":
         height, width, _ = examples.shape
-        if height % 2 or width % 2:
+        divisor = config["model"]["patch_size"] * 2 ** (len(config["model"]["multipliers"]) - 1)
+        if height % divisor or width % divisor:
             raise ValueError(
-                f"a U-Net takes images of even height and width, but these are {height}x{width}: "
-                "set config.data.size, or choose another config.model.name"
+                f"this U-Net takes images whose height and width are multiples of {divisor}, but "
+                f"these are {height}x{width}: set config.data.size, or choose another "
+                "config.model.name"
             )
         config["model"]["data_mean"] = _short(found.mean)
         config["model"]["data_std"] = _short(found.std)

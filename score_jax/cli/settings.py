@@ -127,7 +127,7 @@ def default_fields(network: str) -> dict[str, Any]:
     """The section `model` of a network: its name and the defaults of its fields."""
     fields = {"name": network}
     for name, setting in SETTINGS.items():
-        if network in setting.networks:
+        if _is_one_of(network, setting.networks):
             fields[name.rpartition(".")[2]] = setting.networks[network]
     return fields
 
@@ -192,14 +192,19 @@ def _check_names(settings: Mapping[str, Any]) -> None:
         if is_own(settings.get(NAMING.get(section))) and last and "." not in last:
             _check_own(name, value)
             continue
-        if name in SETTINGS and network not in tuple(MODELS):
+        if name in SETTINGS and not _is_one_of(network, MODELS):
             continue  # The name of the network will be refused.
         raise ValueError(f"config.{shortened(name)} {unknown(name, network)}")
 
 
 def _applies(setting: Setting, network: Any) -> bool:
     """Returns True unless a setting is a field of other networks."""
-    return not setting.networks or network in tuple(setting.networks)
+    return not setting.networks or _is_one_of(network, setting.networks)
+
+
+def _is_one_of(value: Any, names: Mapping[str, Any]) -> bool:
+    """True for one of these names; values of any type can be asked for, also arrays."""
+    return isinstance(value, str) and value in names
 
 
 def _check_own(name: str, value: Any) -> None:
@@ -243,18 +248,18 @@ def _check_levels(settings: Mapping[str, Any]) -> None:
     num_levels = settings["noise.num_levels"]
     if num_levels == 1 and sigma_max != sigma_min:
         raise ValueError(
-            f"config.noise: a single level needs sigma_max={sigma_max:g} and "
+            f"config.noise.num_levels=1: a single level needs sigma_max={sigma_max:g} and "
             f"sigma_min={sigma_min:g} to be equal"
         )
     if num_levels > 1 and sigma_max <= sigma_min:
         raise ValueError(
-            f"config.noise: {num_levels} levels from sigma_max={sigma_max:g} to "
+            f"config.noise.num_levels={num_levels}: levels from sigma_max={sigma_max:g} to "
             f"sigma_min={sigma_min:g} do not decrease: sigma_max must be above sigma_min"
         )
     if settings["sampling.num_frames"] > num_levels:
         raise ValueError(
-            f"config.sampling.num_frames={settings['sampling.num_frames']} must be at most the "
-            f"number of noise levels, {num_levels}"
+            f"config.sampling.num_frames={settings['sampling.num_frames']} must be at most "
+            f"config.noise.num_levels={num_levels}"
         )
 
     # A user's own sampler has rules of its own, and some samplers take no step size.

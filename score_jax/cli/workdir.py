@@ -131,12 +131,13 @@ def try_to_write(folder: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path, needed_bytes: int) -> None:
+def check_writable(folder: Path, needed_bytes: int, largest: str = "") -> None:
     """Checks that a run can write to a folder, without leaving anything there.
 
     Args:
         folder: The folder; it need not exist.
-        needed_bytes: What will be written, about.
+        needed_bytes: Number of bytes to be written, about.
+        largest: The setting that most of them come from, with its value; for the message.
 
     Raises:
         OSError: If the folder, or the nearest one above it that exists, cannot be written, or the
@@ -158,9 +159,10 @@ def check_writable(folder: Path, needed_bytes: int) -> None:
         ) from error
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
+        most = f", most of it for {largest}" if largest else ""
         raise OSError(
             f"--workdir={folder} has {free / 1e6:.0f} MB of free disk, but this run needs about "
-            f"{needed_bytes / 1e6:.0f} MB: free some, or choose another --workdir"
+            f"{needed_bytes / 1e6:.0f} MB{most}: free some, or choose another --workdir"
         )
 
 

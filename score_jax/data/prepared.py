@@ -176,8 +176,9 @@ def _open(name: str | None, data_dir: str | None) -> Any:
         command = ["tfds", "build", name, "--file_format=array_record"]
         if data_dir is not None:
             command.append(f"--data_dir={data_dir}")
+        place = f"{where} (path=None)" if data_dir is None else f"path={where}"
         raise FileNotFoundError(
-            f"{name} is {state} in {where}: run, where TensorFlow is installed, "
+            f"{name} is {state} in {place}: run, where TensorFlow is installed, "
             f"{shlex.join(command)}"
         )
     return builder

@@ -1,17 +1,20 @@
-"""A small U-Net that corrects the score of a Gaussian: for small images, on small machines.
+"""A U-Net that corrects the score of a Gaussian: for small images, on small machines.
 
 The network F of `models.preconditioning`, with m the mean and d the standard deviation of the
 data; F starts at 0.
 
-Reference: the U-Net of Ho et al. (2020), appendix B, at two resolutions.
+Reference: the U-Net of Ho et al. (2020), appendix B, at two or more resolutions; squares of pixels
+as the features of one position as in Dosovitskiy et al. (2021), "An image is worth 16x16 words".
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from score_jax.models.fields import check_widths
 from score_jax.models.layers import Conv, FeatureMap, compute_dtype, flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
 from score_jax.noise import check_counts
@@ -101,11 +104,19 @@ class SelfAttention(nn.Module):
 class UNet(nn.Module):
     """Noise conditional score network for small images.
 
+    Positions of the first resolution are squares of `patch_size` x `patch_size` pixels. Every
+    further resolution has half the height and width of the one before.
+
     Attributes:
         sigmas: Noise levels, decreasing: a tuple of floats or an array.
-        width: Features at full resolution, twice as many at half of it. A multiple of `groups`;
-            twice the width is a multiple of `heads`.
-        heads: Heads of the attention at half resolution.
+        width: Number of features at the first resolution. A multiple of `groups`.
+        multipliers: Number of features at each resolution, in units of `width`.
+        num_blocks: Number of blocks at each resolution, on the way down and again on the way up;
+            at the last resolution they are in the middle, once.
+        attention: Number of resolutions, counted from the last one, at which attention between all
+            positions follows each block.
+        patch_size: Side of the squares of pixels. Larger ones are cheaper.
+        heads: Heads of the attention, a divisor of the features wherever there is attention.
         groups: Groups of the group norms.
         data_mean: m above, approximately the mean of the data.
         data_std: d above, approximately the standard deviation of the data; above 0.
@@ -118,6 +129,10 @@ class UNet(nn.Module):
 
     sigmas: Any
     width: int = 24
+    multipliers: tuple[int, ...] = (1, 2)
+    num_blocks: tuple[int, ...] = (1, 2)
+    attention: int = 1
+    patch_size: int = 1
     heads: int = 4
     groups: int = 4
     data_mean: float = 0.5
@@ -126,7 +141,11 @@ class UNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        check_counts(width=self.width, heads=self.heads, groups=self.groups)
+        check_counts(
+            width=self.width, heads=self.heads, groups=self.groups, patch_size=self.patch_size
+        )
+        check_widths(multipliers=self.multipliers, num_blocks=self.num_blocks)
+        self.multipliers, self.num_blocks = tuple(self.multipliers), tuple(self.num_blocks)
         compute_dtype(self.dtype)
         self.sigmas = as_floats(self.sigmas)
         self.num_classes = self.num_classes or None
@@ -146,8 +165,8 @@ class UNet(nn.Module):
             The estimated gradient of the log density of `x`, of its shape and dtype.
 
         Raises:
-            ValueError: If height or width is odd, the fields do not fit each other, or labels are
-                missing or not accepted.
+            ValueError: If the resolutions do not divide height or width, the fields do not fit
+                each other, or labels are missing or not accepted.
         """
         x = jnp.asarray(x)
         self._check(*x.shape[1:3])
@@ -175,40 +194,76 @@ class UNet(nn.Module):
 
     def _network(self, x: FeatureMap, condition: Array) -> FeatureMap:
         """F at unit scale, in float32."""
-        batch, height, width, channels = x.shape
-        dtype = compute_dtype(self.dtype)
-        h = Conv(self.width, kernel_init=flat_normal(1.0))(x.astype(dtype))
-        shape = (height, width, self.width)
-        position = self.param("position", flat_normal(0.01 * height * width), shape)
+        channels, dtype = x.shape[3], compute_dtype(self.dtype)
+        features = [self.width * multiplier for multiplier in self.multipliers]
+        last = len(features) - 1
+        h = from_squares_to_features(x.astype(dtype), self.patch_size)
+        h = Conv(self.width, kernel_init=flat_normal(1.0))(h)
+        position = self.param("position", flat_normal(0.01 * math.prod(h.shape[1:3])), h.shape[1:])
         h = h + jnp.asarray(position, dtype)[None]
 
-        # One block at full resolution, two with attention at half of it.
-        skip = h = Block(self.width, self.groups)(h, condition)
-        h = Conv(2 * self.width, kernel_init=flat_normal(1.0), halve=True)(h)
-        for _ in range(2):
-            h = Block(2 * self.width, self.groups)(h, condition)
-            h = SelfAttention(self.heads, self.groups)(h)
+        def blocks(h, i):
+            for _ in range(self.num_blocks[i]):
+                h = Block(features[i], self.groups)(h, condition)
+                if i > last - self.attention:
+                    h = SelfAttention(self.heads, self.groups)(h)
+            return h
 
-        # Each pixel of half resolution becomes a square of 2x2.
-        h = nn.Dense(4 * self.width, dtype=dtype, kernel_init=flat_normal(1.0))(h)
-        h = h.reshape(batch, height // 2, width // 2, 2, 2, self.width).swapaxes(2, 3)
-        h = h.reshape(batch, height, width, self.width)
-        h = Block(self.width, self.groups)(jnp.concatenate([h, skip], axis=-1), condition)
+        # Down to the last resolution; what each resolution ends with is kept.
+        skips = []
+        for i in range(last):
+            h = blocks(h, i)
+            skips.append(h)
+            h = Conv(features[i + 1], kernel_init=flat_normal(1.0), halve=True)(h)
+        h = blocks(h, last)
+
+        # Up again: each position becomes a square of 2x2.
+        for i in reversed(range(last)):
+            h = nn.Dense(4 * features[i], dtype=dtype, kernel_init=flat_normal(1.0))(h)
+            h = from_features_to_squares(h, 2)
+            h = blocks(jnp.concatenate([h, skips[i]], axis=-1), i)
         h = nn.silu(GroupNorm(self.groups)(h))
-        return Conv(channels, kernel_init=nn.initializers.zeros)(h).astype(jnp.float32)
+        h = Conv(self.patch_size**2 * channels, kernel_init=nn.initializers.zeros)(h)
+        return from_features_to_squares(h, self.patch_size).astype(jnp.float32)
 
     def _check(self, height: int, width: int) -> None:
-        if height % 2 or width % 2:
+        multipliers, num_blocks = self.multipliers, self.num_blocks
+        if len(multipliers) != len(num_blocks):
             raise ValueError(
-                f"the U-Net halves the image once and cannot take {height}x{width}: height and "
-                "width must be even"
+                f"multipliers={multipliers} and num_blocks={num_blocks} must have one number for "
+                "each resolution"
             )
-        if self.groups < 1 or self.width < 1 or self.width % self.groups:
+        divisor = self.patch_size * 2 ** (len(multipliers) - 1)
+        if height % divisor or width % divisor:
             raise ValueError(
-                f"width={self.width} must be a multiple of groups={self.groups}, both at least 1"
+                f"a U-Net of patch_size={self.patch_size} and multipliers={multipliers} cannot "
+                f"take {height}x{width}: height and width must be multiples of {divisor}"
             )
-        if self.heads < 1 or 2 * self.width % self.heads:
+        if self.width % self.groups:
+            raise ValueError(f"width={self.width} must be a multiple of groups={self.groups}")
+        if not 0 <= self.attention <= len(multipliers):
             raise ValueError(
-                f"twice width={self.width} must be a multiple of heads={self.heads}, which must "
-                "be at least 1"
+                f"attention={self.attention} must be from 0 to the number of resolutions, "
+                f"{len(multipliers)}"
             )
+        for multiplier in multipliers[len(multipliers) - self.attention :]:
+            if multiplier * self.width % self.heads:
+                raise ValueError(
+                    f"{multiplier} times width={self.width} must be a multiple of "
+                    f"heads={self.heads}"
+                )
+
+
+def from_squares_to_features(x: FeatureMap, size: int) -> FeatureMap:
+    """Makes one position of every square of `size` x `size` positions."""
+    batch, height, width, features = x.shape
+    x = x.reshape(batch, height // size, size, width // size, size, features).swapaxes(2, 3)
+    return x.reshape(batch, height // size, width // size, size * size * features)
+
+
+def from_features_to_squares(h: FeatureMap, size: int) -> FeatureMap:
+    """The inverse of `from_squares_to_features`."""
+    batch, height, width, features = h.shape
+    features //= size * size
+    h = h.reshape(batch, height, width, size, size, features).swapaxes(2, 3)
+    return h.reshape(batch, height * size, width * size, features)

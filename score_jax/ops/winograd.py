@@ -144,8 +144,8 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
 
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
-    # With fewer than 64 features, the products are too small for a gain.
-    few = min(x.shape[-1], g.shape[-1]) < 64
+    # With fewer than 16 features, the products are too small for a gain.
+    few = min(x.shape[-1], g.shape[-1]) < 16
     if few or size != 3 or x.dtype != jnp.float32 or not x.size:
         return _filter_gradient_directly(x, g, dilation=dilation, size=size)
     squares = _Squares(*x.shape[:3], dilation)
@@ -153,8 +153,8 @@ def _filter_gradient_on_cpu(x, g, *, dilation, size):
     # activations alive.
     v = squares.take(squares.padded(x), _INPUT, rows_first=False)
     w = squares.take(squares.padded(g), _OUTPUT)
-    # Split the long inner dimension of the products, which are slow otherwise.
-    parts = math.gcd(x.shape[0], 8)
+    # Two parts of the long inner dimension: more of them make short products, which are slow.
+    parts = math.gcd(x.shape[0], 2)
     v, w = (array.reshape(16, parts, -1, array.shape[-1]) for array in (v, w))
     m = jax.lax.dot_general(v, w, (((2,), (2,)), ((0, 1), (0, 1)))).sum(axis=1)
     return _along_two(_G.T, m.reshape(4, 4, *m.shape[1:]))
