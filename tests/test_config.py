@@ -198,7 +198,7 @@ def test_the_page_of_settings_is_up_to_date():
         ({"model__name": ["unet"]}, r"config\.model\.name=\['unet'\] must be ncsn"),
         (
             {"model__name": "ncsn"},
-            r"data_mean is not a setting: the network 'ncsn' has name, width, ",
+            r"attention is not a setting: the network 'ncsn' has name, width, ",
         ),
         ({"model__width": 0}, r"config\.model\.width=0 must be an integer from 1 to 65536"),
         ({"model__data_mean": float("nan")}, r"data_mean=nan must be a number from -1e6 to 1e6"),
