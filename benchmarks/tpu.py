@@ -52,18 +52,16 @@ class Kind(NamedTuple):
         peak: FLOP per second of one chip, in bfloat16, as published.
         clock: Cycles per second: peak / (2 * multiply-adds per cycle). The published number of
             multiply-adds is 4 x 128^2 for v5e and 4 x 256^2 for v6e.
-        memory: Bytes of one chip.
     """
 
     accelerator: str
     peak: float
     clock: float
-    memory: float
 
 
 KINDS = {
-    "v5e": Kind("v5litepod", 197e12, 1.5e9, 16e9),
-    "v6e": Kind("v6e", 918e12, 1.75e9, 32e9),
+    "v5e": Kind("v5litepod", 197e12, 1.5e9),
+    "v6e": Kind("v6e", 918e12, 1.75e9),
 }
 SLICES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 """Number of chips -> shape of the slice; a host has up to eight chips, 2x4."""
@@ -290,7 +288,7 @@ def main() -> int:
     parser.add_argument("--remat", default="no", help="no, yes")
     parser.add_argument("--batch", type=int, help="images a chip; default: the config's share")
     parser.add_argument("--width", type=int, help="number of features of the first layers")
-    parser.add_argument("--markdown", type=Path, help="file to which the table is appended")
+    parser.add_argument("--markdown", type=Path, help="file to which the table is written")
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     if arguments.config == "all":

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from score_jax.analytic import gaussian_score_fn
-from score_jax.models.unet import UNet, from_features_to_squares, from_squares_to_features
+from score_jax.models.layers import from_features_to_squares, from_squares_to_features
+from score_jax.models.unet import UNet
 
 SIGMAS = (2.0, 0.5, 0.1)
 

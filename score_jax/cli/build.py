@@ -49,8 +49,8 @@ def open_source(settings: Mapping[str, Any]) -> Dataset:
     """
     name = settings["source"]
     source = resolve(SOURCES, name, "data.source")
-    needed = NEEDED.get(name, "source")
-    if settings[needed] is None:
+    needed = NEEDED.get(name)
+    if needed is not None and settings[needed] is None:
         example = "cifar10" if needed == "name" else "folder"
         raise ValueError(
             f"config.data.source={name!r} needs config.data.{needed}, which is none: set it, as "

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from score_jax.cli import images
 from score_jax.devices import is_first_process
 
 
@@ -58,17 +59,14 @@ class EventWriter:
 
     def add_image(self, tag: str, image: np.ndarray, step: int) -> None:
         """Adds an image, uint8 [height, width, channels]."""
-        from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         height, width, channels = image.shape
-        encoded = io.BytesIO()
-        Image.fromarray(image.squeeze(2) if channels == 1 else image).save(encoded, "png")
         stored = Summary.Image(
             height=height,
             width=width,
             colorspace=channels,
-            encoded_image_string=encoded.getvalue(),
+            encoded_image_string=images.encoded(image, format="PNG"),
         )
         self._add(Summary.Value(tag=tag, image=stored), step)
 

@@ -3,6 +3,7 @@
 A picture is an array, uint8 [height, width, 3]. Matplotlib is imported when it is used.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -233,6 +234,18 @@ def _spread_axis(axes, points: Sequence[tuple[float, float, float]]) -> None:
 def save_png(path: Path, picture: np.ndarray) -> None:
     """Writes a picture as a PNG file."""
     Image.fromarray(picture).save(path, format="PNG", optimize=True)
+
+
+def encoded(pixels: np.ndarray, **settings) -> bytes:
+    """The content of a file with an image, uint8 [height, width, 1 or 3].
+
+    Args:
+        pixels: The image.
+        **settings: `format` and its options, as in `PIL.Image.Image.save`.
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, **settings)
+    return file.getvalue()
 
 
 def save_webp(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from score_jax.cli import images
 from score_jax.data.files import AS_STORED, FORMATS, ImageTransform, decode_image, read_image
 from score_jax.reading import expanded, read_regular
 
@@ -129,8 +130,5 @@ def scale_known(pixels: np.ndarray, known: np.ndarray, transform: ImageTransform
 
 def _prepared(pixels: np.ndarray, transform: ImageTransform) -> np.ndarray:
     """An image after a transform's crop and resizing, uint8 [height, width, channels]."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(file, "png")
-    return decode_image(file.getvalue(), transform._replace(channels=pixels.shape[2]))
+    content = images.encoded(pixels, format="PNG")
+    return decode_image(content, transform._replace(channels=pixels.shape[2]))

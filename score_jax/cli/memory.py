@@ -16,7 +16,8 @@ from score_jax.reading import gigabytes, memory_bytes
 STATES = 5
 """Copies of the parameters in training: themselves, their average, two moments, the gradient."""
 SQUARE = {"ncsn": 1000, "ncsnv2": 1000, "unet": 26}
-"""Network -> a factor below its number of parameters divided by width**2."""
+"""Network -> a factor below its number of parameters divided by width**2; for the U-Net per block,
+and times the multiplier**2 of the block's resolution."""
 
 
 class Need(NamedTuple):

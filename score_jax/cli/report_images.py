@@ -4,16 +4,14 @@ An image becomes a data URI, the bytes of a PNG or WebP file, so that the report
 """
 
 import base64
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from score_jax.cli import workdir
+from score_jax.cli import images, workdir
 from score_jax.reading import load_arrays
 
 SHOWN = 100
@@ -210,18 +208,11 @@ def image_uri(pixels: np.ndarray) -> str:
 
     The smaller of both without loss, or, above `LOSSLESS_BYTES`, WebP with loss.
     """
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     files = {
-        "png": _encoded(picture, format="PNG", optimize=True),
-        "webp": _encoded(picture, format="WEBP", lossless=True),
+        "png": images.encoded(pixels, format="PNG", optimize=True),
+        "webp": images.encoded(pixels, format="WEBP", lossless=True),
     }
     kind = min(files, key=lambda each: len(files[each]))
     if len(files[kind]) > LOSSLESS_BYTES:
-        kind, files["webp"] = "webp", _encoded(picture, format="WEBP", quality=80)
+        kind, files["webp"] = "webp", images.encoded(pixels, format="WEBP", quality=80)
     return f"data:image/{kind};base64,{base64.b64encode(files[kind]).decode('ascii')}"
-
-
-def _encoded(picture: Image.Image, **settings: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, **settings)
-    return buffer.getvalue()

@@ -352,8 +352,10 @@ def config_for_data(
     if not takes(MODELS, config["model"]["name"], "model.name", "num_classes"):
         config["data"] |= {"labels": False, "label_dropout": 0.0}
     if config["model"]["name"] == "unet":
+        from score_jax.models.unet import size_divisor
+
         height, width, _ = examples.shape
-        divisor = config["model"]["patch_size"] * 2 ** (len(config["model"]["multipliers"]) - 1)
+        divisor = size_divisor(config["model"]["patch_size"], config["model"]["multipliers"])
         if height % divisor or width % divisor:
             raise ValueError(
                 f"this U-Net takes images whose height and width are multiples of {divisor}, but "

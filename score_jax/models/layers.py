@@ -80,10 +80,22 @@ class Conv(nn.Module):
 
 def _halved(x: FeatureMap, kernel: Array) -> FeatureMap:
     """The 2x2 convolution of stride 2, as a matrix product over the pixels of each square."""
+    return from_squares_to_features(x, 2) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def from_squares_to_features(x: FeatureMap, size: int) -> FeatureMap:
+    """Makes one position of every square of `size` x `size` positions."""
     batch, height, width, features = x.shape
-    squares = x.reshape(batch, height // 2, 2, width // 2, 2, features).swapaxes(2, 3)
-    squares = squares.reshape(batch, height // 2, width // 2, 4 * features)
-    return squares @ kernel.reshape(4 * features, -1)
+    x = x.reshape(batch, height // size, size, width // size, size, features).swapaxes(2, 3)
+    return x.reshape(batch, height // size, width // size, size * size * features)
+
+
+def from_features_to_squares(h: FeatureMap, size: int) -> FeatureMap:
+    """The inverse of `from_squares_to_features`."""
+    batch, height, width, features = h.shape
+    features //= size * size
+    h = h.reshape(batch, height, width, size, size, features).swapaxes(2, 3)
+    return h.reshape(batch, height * size, width * size, features)
 
 
 class ConditionalInstanceNormPlus(nn.Module):

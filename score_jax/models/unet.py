@@ -8,6 +8,7 @@ as the features of one position as in Dosovitskiy et al. (2021), "An image is wo
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.models.fields import check_widths
-from score_jax.models.layers import Conv, FeatureMap, compute_dtype, flat_normal
+from score_jax.models.layers import (
+    Conv,
+    FeatureMap,
+    compute_dtype,
+    flat_normal,
+    from_features_to_squares,
+    from_squares_to_features,
+)
 from score_jax.models.preconditioning import as_floats, preconditioned
 from score_jax.noise import check_counts
 from score_jax.typing import AnyLevels, Array, Images, Labels
@@ -233,7 +241,7 @@ class UNet(nn.Module):
                 f"multipliers={multipliers} and num_blocks={num_blocks} must have one number for "
                 "each resolution"
             )
-        divisor = self.patch_size * 2 ** (len(multipliers) - 1)
+        divisor = size_divisor(self.patch_size, multipliers)
         if height % divisor or width % divisor:
             raise ValueError(
                 f"a U-Net of patch_size={self.patch_size} and multipliers={multipliers} cannot "
@@ -254,16 +262,6 @@ class UNet(nn.Module):
                 )
 
 
-def from_squares_to_features(x: FeatureMap, size: int) -> FeatureMap:
-    """Makes one position of every square of `size` x `size` positions."""
-    batch, height, width, features = x.shape
-    x = x.reshape(batch, height // size, size, width // size, size, features).swapaxes(2, 3)
-    return x.reshape(batch, height // size, width // size, size * size * features)
-
-
-def from_features_to_squares(h: FeatureMap, size: int) -> FeatureMap:
-    """The inverse of `from_squares_to_features`."""
-    batch, height, width, features = h.shape
-    features //= size * size
-    h = h.reshape(batch, height, width, size, size, features).swapaxes(2, 3)
-    return h.reshape(batch, height * size, width * size, features)
+def size_divisor(patch_size: int, multipliers: Sequence[int]) -> int:
+    """The number of which a U-Net needs height and width to be multiples."""
+    return patch_size * 2 ** (len(multipliers) - 1)
