@@ -177,7 +177,7 @@ def test_the_page_of_settings_is_up_to_date():
         ({"optim__lr": 1.0}, r"config\.optim\.lr is not a setting \(did you mean optim\.learning"),
         (
             {"optim__beta3": 1.0},
-            r"\(did you mean .*optim\.beta2.*\?\): optim has learning_rate, sch",
+            r"\(did you mean .*optim\.beta2.*\?\): optim has name, learning_rate, sch",
         ),
         ({"noises": 1.0}, r"config\.noises is not a setting: the sections are data, noise, model"),
         ({"data__extra": {"a": 1}}, r"config\.data\.extra\.a is not a setting"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from score_jax.cli.memory import host_memory
 from score_jax.cli.names import arguments_of, calling, naming, resolve, signature
@@ -36,6 +37,8 @@ from score_jax.typing import Array, Keys, LossFn
 IMAGE_MODELS = ("ncsn", "ncsnv2", "unet")
 NEEDED = {"npz": "path", "idx": "path", "folder": "path", "zip": "path", "tfds": "name"}
 """Source -> the setting without which it has no data."""
+FEWEST_FEATURES = 32
+"""Fewest inputs and outputs of a weight matrix that Muon updates."""
 SAMPLE_ARGUMENTS = ("step_size", "num_steps", "denoise")
 """Settings of the section `sampling` that `sampling.sample` itself hands to the sampler."""
 
@@ -279,7 +282,13 @@ def build_trainer(
 
 
 def build_optimizer(settings: Mapping[str, Any], num_steps: int) -> optax.GradientTransformation:
-    """Adam with the learning-rate schedule and gradient clipping of the section `optim`."""
+    """Adam or Muon, with the learning-rate schedule and gradient clipping of the section `optim`.
+
+    Muon's updates have the root mean square of Adam's, so that one learning rate serves both.
+
+    Reference: Jordan (2024), "Muon: an optimizer for hidden layers in neural networks"; Liu et al.
+    (2025), "Muon is scalable for LLM training", section 2.2 for the size of the updates.
+    """
     rate, warmup = settings["learning_rate"], settings["warmup_steps"]
     first_rate = rate / (warmup + 1)
     if settings["schedule"] == "cosine":
@@ -290,10 +299,37 @@ def build_optimizer(settings: Mapping[str, Any], num_steps: int) -> optax.Gradie
         schedule = optax.linear_schedule(first_rate, rate, warmup)
     else:
         schedule = rate
-    adam = optax.adam(schedule, settings["beta1"], settings["beta2"], settings["epsilon"])
+    beta1, beta2, epsilon = (settings[key] for key in ("beta1", "beta2", "epsilon"))
+    if settings["name"] == "adam":
+        optimizer = optax.adam(schedule, beta1, beta2, epsilon)
+    else:
+        optimizer = optax.contrib.muon(
+            schedule,
+            eps=epsilon,
+            adam_b1=beta1,
+            adam_b2=beta2,
+            muon_weight_dimension_numbers=hidden_weights,
+            consistent_rms=0.2,
+        )
     if settings["clip_norm"] is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(settings["clip_norm"]), adam)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(settings["clip_norm"]), optimizer)
+
+
+def hidden_weights(params: Any) -> Any:
+    """The weights that Muon updates, by their axes; None for those left to Adam.
+
+    The former are matrices [in, out] and kernels [height, width, in, out] of at least
+    `FEWEST_FEATURES` inputs and outputs: those between hidden layers.
+    """
+
+    def axes(weights):
+        if weights.ndim not in (2, 4) or min(weights.shape[-2:]) < FEWEST_FEATURES:
+            return None
+        last = weights.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(last)), last)
+
+    return jax.tree.map(axes, params)
 
 
 def state_shape(

@@ -313,7 +313,14 @@ _TABLE = (
         before=True,
     ),
     # Optimizer
-    _number("optim.learning_rate", 1e-3, "Learning rate of Adam.", 1e-12, 100.0),
+    _choice(
+        "optim.name",
+        ("adam", "muon"),
+        "adam",
+        "Optimizer: Adam, or Muon for the weights of hidden layers and Adam for all others.",
+        before="adam",
+    ),
+    _number("optim.learning_rate", 1e-3, "Learning rate.", 1e-12, 100.0),
     _choice(
         "optim.schedule",
         ("constant", "cosine"),
