@@ -19,6 +19,7 @@ and F(3x3, 2x2).
 
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,9 @@ _OUTPUT = (
 )
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 _A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], np.float32)
+
+BLOCK_BYTES = 2**20
+"""Size of the transform of the images that a core convolves at a time."""
 
 
 def convolve(
@@ -130,17 +134,26 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
     few = min(kernel.shape[2:]) < 32
     if few or len(kernel) != 3 or x.dtype != jnp.float32 or not x.size:
         return _convolve_directly(x, kernel, dilation=dilation, transposed=transposed)
-    batch, height, width, _ = x.shape
-    squares = _Squares(batch, height, width, dilation)
     u = _along_two(_G[:, ::-1] if transposed else _G, kernel).reshape(16, *kernel.shape[2:])
     if transposed:
         u = jax.lax.optimization_barrier(u).swapaxes(1, 2)
-    v = squares.take(squares.padded(x), _INPUT)
-    m = (v @ u).reshape(4, 4, *squares.shape, -1)
-    # Compute one of the four pixels of a square at a time; faster here than `_along_two`.
-    rows = [_combine(_A[i], m) for i in range(2)]
-    y = jnp.stack([jnp.stack([_combine(_A[j], row) for j in range(2)], 4) for row in rows], 2)
-    return y.reshape(batch, *squares.size, -1)[:, :height, :width]
+
+    def of_block(x):
+        squares = _Squares(x.shape, dilation)
+        v = squares.take(squares.padded(x), _INPUT)
+        m = (v @ u).reshape(4, 4, *squares.shape, -1)
+        # Compute one of the four pixels of a square at a time; faster here than `_along_two`.
+        rows = [_combine(_A[i], m) for i in range(2)]
+        y = jnp.stack([jnp.stack([_combine(_A[j], row) for j in range(2)], 4) for row in rows], 2)
+        y = y.reshape(len(x), *squares.size, -1)
+        return y[:, : x.shape[1], : x.shape[2]]
+
+    # Blocks are at least as large as the kernel, which every block reads.
+    size = _block_size(x, u.shape[2], dilation, max(BLOCK_BYTES, 4 * u.size))
+    if size == len(x):
+        return of_block(x)
+    y = jax.lax.map(of_block, x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(len(x), *y.shape[2:])
 
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
@@ -148,23 +161,44 @@ def _filter_gradient_on_cpu(x, g, *, dilation, size):
     few = min(x.shape[-1], g.shape[-1]) < 16
     if few or size != 3 or x.dtype != jnp.float32 or not x.size:
         return _filter_gradient_directly(x, g, dilation=dilation, size=size)
-    squares = _Squares(*x.shape[:3], dilation)
-    # Transform columns first so that XLA cannot CSE with the forward pass, which would keep 4x the
-    # activations alive.
-    v = squares.take(squares.padded(x), _INPUT, rows_first=False)
-    w = squares.take(squares.padded(g), _OUTPUT)
-    # Two parts of the long inner dimension: more of them make short products, which are slow.
-    parts = math.gcd(x.shape[0], 2)
-    v, w = (array.reshape(16, parts, -1, array.shape[-1]) for array in (v, w))
-    m = jax.lax.dot_general(v, w, (((2,), (2,)), ((0, 1), (0, 1)))).sum(axis=1)
+
+    def of_block(total, block):
+        x, g = block
+        squares = _Squares(x.shape, dilation)
+        v = squares.take(squares.padded(x), _INPUT)
+        w = squares.take(squares.padded(g), _OUTPUT)
+        return total + jax.lax.dot_general(v, w, (((1,), (1,)), ((0,), (0,)))), None
+
+    # Blocks are at least as large as the sum, to which every block adds.
+    m = jnp.zeros((16, x.shape[-1], g.shape[-1]), x.dtype)
+    size = _block_size(x, g.shape[-1], dilation, max(BLOCK_BYTES, 4 * m.size))
+    if size == len(x):
+        m = of_block(m, (x, g))[0]
+    else:
+        blocks = [array.reshape(-1, size, *array.shape[1:]) for array in (x, g)]
+        m = jax.lax.scan(of_block, m, tuple(blocks))[0]
     return _along_two(_G.T, m.reshape(4, 4, *m.shape[1:]))
+
+
+def _block_size(x, num_outputs, dilation, num_bytes):
+    """The number of images at a time whose transform stays in the caches of a core.
+
+    It divides the batch. Batches without a suitable divisor are not divided.
+    """
+    largest = max(x.shape[-1], num_outputs)
+    squares = math.prod(_Squares((1, *x.shape[1:]), dilation).size) // 4
+    threads = max(1, len(os.sched_getaffinity(0)) // jax.local_device_count("cpu"))
+    wanted = max(1, threads * num_bytes // (16 * 4 * squares * largest))
+    divisor = next(n for n in range(min(wanted, len(x)), 0, -1) if len(x) % n == 0)
+    return divisor if 4 * divisor > wanted else len(x)
 
 
 class _Squares:
     """The tiling of images by squares of 2x2 pixels that are `dilation` apart."""
 
-    def __init__(self, batch: int, height: int, width: int, dilation: int):
+    def __init__(self, shape: tuple[int, ...], dilation: int):
         self.dilation = dilation
+        batch, height, width, _ = shape
         rows, columns = (-(-length // (2 * dilation)) for length in (height, width))
         self.shape = (batch, rows, dilation, columns, dilation)
         self.size = (2 * dilation * rows, 2 * dilation * columns)
@@ -177,15 +211,11 @@ class _Squares:
         # Barrier: prevents XLA from recomputing x in each fusion.
         return jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
-    def take(self, padded: Array, transform, *, rows_first: bool = True) -> Array:
+    def take(self, padded: Array, transform) -> Array:
         """Transforms the 4x4 square around every 2x2 square: [16, squares, features]."""
-        if rows_first:
-            x = jax.lax.optimization_barrier(self._along(1, padded, transform, self.shape[1]))
-            x = self._along(4, x, transform, self.shape[3])
-        else:
-            x = jax.lax.optimization_barrier(self._along(2, padded, transform, self.shape[3]))
-            x = self._along(1, x, transform, self.shape[1])
-        # In both orders x is [batch, 4, rows, d, 4, columns, d, features].
+        x = jax.lax.optimization_barrier(self._along(1, padded, transform, self.shape[1]))
+        # [batch, 4, rows, d, 4, columns, d, features].
+        x = self._along(4, x, transform, self.shape[3])
         return x.transpose(1, 4, 0, 2, 3, 5, 6, 7).reshape(16, -1, padded.shape[-1])
 
     def _along(self, axis, x, transform, number):
