@@ -53,6 +53,7 @@ _HOMES = {
         "edm_sigmas",
         "example_keys",
         "geometric_sigmas",
+        "normal_levels",
         "perturb",
         "stratified_levels",
         "uniform_levels",

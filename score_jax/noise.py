@@ -276,11 +276,38 @@ def stratified_levels(key: OneKey, index: Index, *, batch_size: int, num_levels:
         batch_size: Examples per step over all devices.
         num_levels: Number of noise levels.
     """
-    shift = jax.random.uniform(key, dtype=jnp.float32)
-    position = jnp.asarray(index).astype(jnp.float32) / batch_size + shift
-    level = jnp.floor(num_levels * (position % 1.0)).astype(jnp.int32)
+    position = _stratified(key, index, batch_size)
+    level = jnp.floor(num_levels * position).astype(jnp.int32)
     # 1 - 2**-25 rounds to 1 in float32.
     return jnp.minimum(level, num_levels - 1)
+
+
+def normal_levels(key: OneKey, index: Index, *, batch_size: int, num_levels: int) -> Levels:
+    """Levels that are most frequent in the middle, int32 [batch].
+
+    They are stratified as in `stratified_levels`, but with a normal distribution about the middle
+    of which three standard deviations reach the first and the last level. The logarithm of
+    geometric sigmas is then normal: with mean log(sigma_max sigma_min) / 2 and standard deviation
+    log(sigma_max / sigma_min) / 6.
+
+    Args:
+        key: The key of the step.
+        index: Global indices of the examples in this step's batch, in [0, batch_size).
+        batch_size: Examples per step over all devices.
+        num_levels: Number of noise levels.
+
+    Reference: Karras et al. (2022), table 1, "noise distribution".
+    """
+    quantile = jnp.clip(_stratified(key, index, batch_size), 1e-6, 1 - 1e-6)
+    position = 0.5 + jax.scipy.special.ndtri(quantile) / 6
+    level = jnp.floor(num_levels * position).astype(jnp.int32)
+    return jnp.clip(level, 0, num_levels - 1)
+
+
+def _stratified(key: OneKey, index: Index, batch_size: int) -> Float[Array, "batch"]:
+    """frac(i / batch_size + u) for each example i, with one u ~ U[0, 1) for the batch."""
+    shift = jax.random.uniform(key, dtype=jnp.float32)
+    return (jnp.asarray(index).astype(jnp.float32) / batch_size + shift) % 1.0
 
 
 def per_example(values: Float[Array, "batch"], x: Batch) -> Array:

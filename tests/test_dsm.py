@@ -40,6 +40,22 @@ def test_minimum_for_a_gaussian_is_the_known_one(level):
     assert_mean(losses, d * v / (2 * (v + float(SIGMAS[level]) ** 2)))
 
 
+@pytest.mark.parametrize("level", range(5))
+def test_weights_with_the_standard_deviation_of_the_data_make_levels_alike(level):
+    """For N(0, d^2 I) in D dimensions the minimum of the weighted loss is D / 2 at any sigma."""
+    d, n = 0.7, 20000
+    keys, x, _ = draws(n, (6,), seed=level)
+    true = gaussian_score_fn(jnp.zeros(6), d**2, SIGMAS)
+    assert_mean(annealed_dsm(keys, true, d * x, jnp.full(n, level), SIGMAS, data_std=d), 3.0)
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_standard_deviation_that_is_none_is_refused(wrong):
+    keys, x, level = draws(3, (2,))
+    with pytest.raises(ValueError, match=rf"data_std={wrong} must be above 0 and finite"):
+        annealed_dsm(keys, lambda x, level: -x, x, level, SIGMAS, data_std=wrong)
+
+
 def test_loss_of_a_zero_score_is_half_the_noise():
     keys, x, level = draws(20000, (4, 2))
     assert_mean(annealed_dsm(keys, lambda x, level: jnp.zeros_like(x), x, level, SIGMAS), 4.0)

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from score_jax.noise import (
     checked_sigmas,
     example_keys,
     geometric_sigmas,
+    normal_levels,
     perturb,
     standard_normal,
     standard_uniform,
@@ -123,6 +126,20 @@ def test_stratified_levels_cover_all_levels_in_every_batch():
         for d in (0, 1)
     ]
     np.testing.assert_array_equal(np.concatenate(halves), levels)
+
+
+def test_normal_levels_have_the_frequencies_of_a_normal_distribution():
+    """Stratified: within one example of n Phi(6 (level / num_levels - 1/2)), and on any device."""
+    n, num_levels, key = 4096, 24, jax.random.key(5)
+    found = np.asarray(normal_levels(key, np.arange(n), batch_size=n, num_levels=num_levels))
+    below = np.array([(found < level).sum() for level in range(1, num_levels)])
+    position = 6 * (np.arange(1, num_levels) / num_levels - 0.5)
+    expected = [n * (1 + math.erf(x / math.sqrt(2))) / 2 for x in position]
+    np.testing.assert_allclose(below, expected, atol=1.5)
+    assert found.min() == 0
+    assert found.max() == num_levels - 1
+    part = normal_levels(key, np.arange(100, 200), batch_size=n, num_levels=num_levels)
+    np.testing.assert_array_equal(part, found[100:200])
 
 
 def test_perturb_uses_each_examples_own_level():

@@ -35,6 +35,7 @@ LOSSES = {
 LEVELS = {
     "uniform": "score_jax.noise:uniform_levels",
     "stratified": "score_jax.noise:stratified_levels",
+    "normal": "score_jax.noise:normal_levels",
 }
 SAMPLERS = {
     "annealed": "score_jax.samplers.langevin:annealed_langevin",
@@ -291,7 +292,23 @@ _TABLE = (
         "dsm",
         "Denoising, sliced or implicit score matching; _clean leaves the data unperturbed.",
     ),
-    _named("loss.levels", LEVELS, "uniform", "Draw of the noise levels of a batch."),
+    _named(
+        "loss.levels",
+        LEVELS,
+        "uniform",
+        "Draw of the noise levels of a batch: independent and uniform, evenly spread, or evenly "
+        "spread over a normal distribution about the middle level.",
+    ),
+    _number(
+        "loss.data_std",
+        None,
+        "Standard deviation d in the weights 1 + sigma^2 / d^2 of dsm; none weighs all levels "
+        "alike.",
+        1e-6,
+        1e6,
+        optional=True,
+        before=None,
+    ),
     _choice(
         "loss.projection",
         ("rademacher", "gaussian", "sphere"),

@@ -1,13 +1,19 @@
 """Denoising score matching, weighted by sigma^2.
 
-    l(x, z, i) = 1/2 || sigma_i s(x + sigma_i z, i) + z ||^2,   z ~ N(0, I)
+    l(x, z, i) = w_i/2 || sigma_i s(x + sigma_i z, i) + z ||^2,   z ~ N(0, I)
+
+with w_i = 1 as published, or w_i = 1 + sigma_i^2 / d^2 for data of standard deviation d: large
+noise levels, where a network can remove little of the noise, then weigh as much as others.
 
 Two layers: `denoising_score_matching` is deterministic and takes the noise, `annealed_dsm` draws
 it.
 
 Reference: Vincent (2011), "A connection between score matching and denoising autoencoders"; Song &
-Ermon (2019), equations 5 and 6 with lambda(sigma) = sigma^2.
+Ermon (2019), equations 5 and 6 with lambda(sigma) = sigma^2; Karras et al. (2022), "Elucidating
+the design space of diffusion-based generative models", table 1 for the weights with d.
 """
+
+import math
 
 import jax.numpy as jnp
 
@@ -15,6 +21,7 @@ from score_jax.noise import (
     check_batch,
     check_level,
     perturb,
+    sigma_at,
     sigma_of,
     standard_normal,
     sum_per_example,
@@ -23,12 +30,19 @@ from score_jax.typing import AnyBatch, AnyKeys, Batch, Levels, Losses, ScoreFn, 
 
 
 def denoising_score_matching(
-    score_fn: ScoreFn, x: AnyBatch, noise: Batch, level: Levels, sigmas: Sigmas
+    score_fn: ScoreFn,
+    x: AnyBatch,
+    noise: Batch,
+    level: Levels,
+    sigmas: Sigmas,
+    *,
+    data_std: float | None = None,
 ) -> Losses:
     """The loss of each example for a given draw of the noise.
 
     Its minimiser over all score functions is the score of the perturbed data. The minimum value is
-    not zero; for data N(0, v I) in D dimensions it is D v / (2 (v + sigma^2)) in expectation.
+    not zero; for data N(0, v I) in D dimensions it is w D v / (2 (v + sigma^2)) in expectation,
+    which is D / 2 at all levels with data_std^2 = v.
 
     Args:
         score_fn: The score to be learned.
@@ -36,24 +50,37 @@ def denoising_score_matching(
         noise: Standard normal, of the shape of `x`.
         level: Noise level of each example, an index into `sigmas`.
         sigmas: Noise levels, decreasing, in the unit of `x`.
+        data_std: d above, above 0; None for weights of 1.
 
     Returns:
         One loss per example, summed over its dimensions; without a unit.
 
     Raises:
-        ValueError: If `x` is not real floating-point, or a concrete level is out of range.
+        ValueError: If `x` is not real floating-point, a concrete level is out of range, or
+            data_std is not above 0.
     """
+    if data_std is not None and not 0 < data_std < math.inf:
+        raise ValueError(f"data_std={data_std} must be above 0 and finite, or None")
     x = check_batch(x)
     level = check_level(level, len(sigmas))
     sigma = sigma_of(level, sigmas, x)
     score = score_fn(perturb(x, noise, level, sigmas), level)
     residual = sigma * score + noise
     residual = residual.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return 0.5 * sum_per_example(residual**2)
+    losses = 0.5 * sum_per_example(residual**2)
+    if data_std is None:
+        return losses
+    return losses * (1 + (sigma_at(level, sigmas) / data_std) ** 2).astype(losses.dtype)
 
 
 def annealed_dsm(
-    keys: AnyKeys, score_fn: ScoreFn, x: AnyBatch, level: Levels, sigmas: Sigmas
+    keys: AnyKeys,
+    score_fn: ScoreFn,
+    x: AnyBatch,
+    level: Levels,
+    sigmas: Sigmas,
+    *,
+    data_std: float | None = None,
 ) -> Losses:
     """`denoising_score_matching` with noise drawn from `keys`, one per example (a LossFn).
 
@@ -63,4 +90,4 @@ def annealed_dsm(
     """
     x = check_batch(x, keys)
     noise = standard_normal(keys, x.shape[1:], x.dtype)
-    return denoising_score_matching(score_fn, x, noise, level, sigmas)
+    return denoising_score_matching(score_fn, x, noise, level, sigmas, data_std=data_std)

@@ -78,9 +78,26 @@ class Conv(nn.Module):
         return y
 
 
+class Dense(nn.Dense):
+    """`flax.linen.Dense` as one product of two matrices, whatever the shape of its input.
+
+    XLA:CPU transposes an operand of the weights' gradient if the input has more than two axes.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        return _of_rows(super().__call__, x)
+
+
+def _of_rows(function: Callable[[Array], Array], x: Array) -> Array:
+    """Applies a function of matrices to the last axis of `x`."""
+    y = function(x.reshape(-1, x.shape[-1]))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 def _halved(x: FeatureMap, kernel: Array) -> FeatureMap:
     """The 2x2 convolution of stride 2, as a matrix product over the pixels of each square."""
-    return from_squares_to_features(x, 2) @ kernel.reshape(-1, kernel.shape[-1])
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    return _of_rows(lambda rows: rows @ kernel, from_squares_to_features(x, 2))
 
 
 def from_squares_to_features(x: FeatureMap, size: int) -> FeatureMap:
