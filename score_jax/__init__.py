@@ -9,7 +9,7 @@ or `sj.NCSN` are imported when they are first used.
     schedule       noise levels and step sizes from the data (NCSNv2's techniques 1, 2 and 4)
     network        networks as pairs of pure functions, and as score functions
     continuous_score   the score at any sigma
-    guidance       classifier-free guidance
+    guidance       classifier-free guidance, autoguidance
     gaussian_law   the variance with which a sampler's chains end on Gaussian data
     likelihood     log densities by the probability-flow ODE
     operators      linear measurements of images, for inverse problems
@@ -71,7 +71,7 @@ _HOMES = {
     "schedule": ("largest_distance", "num_levels_for", "overlap", "step_size_for"),
     "network": ("Model", "score_fn"),
     "continuous_score": ("at_sigmas", "continuous"),
-    "guidance": ("class_guidance", "with_fixed_label", "without_label"),
+    "guidance": ("autoguidance", "class_guidance", "with_fixed_label", "without_label"),
     "gaussian_law": ("final_variance",),
     "likelihood": ("bits_per_dimension", "density_flow", "log_density"),
     "operators": (

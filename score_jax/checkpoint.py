@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,19 @@ class Checkpoints:
         folder: Folder of the checkpoints; created by the first save.
         keep: Number of newest checkpoints to keep; None keeps all.
         run: Identity of the run, which is stored and compared; None for none.
+        keep_steps: Steps whose checkpoints are kept besides.
     """
 
-    def __init__(self, folder: str | Path, keep: int | None = 3, run: RunIdentity | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int | None = 3,
+        run: RunIdentity | None = None,
+        keep_steps: Sequence[int] = (),
+    ):
         self.folder = expanded(folder).absolute()
         self._keep = keep
+        self._keep_steps = frozenset(keep_steps)
         self._run = run
         self._manager: Any = None
         self._unusable: list[int] = []
@@ -102,7 +110,7 @@ class Checkpoints:
         with _quiet_orbax(), _as_system_errors(self.folder):
             self._manager.wait_until_finished()
         if self._keep is not None:
-            for step in self.steps()[self._keep :]:
+            for step in set(self.steps()[self._keep :]) - self._keep_steps:
                 self._remove(step)
 
     def kept(self) -> str:

@@ -62,6 +62,7 @@ def fit(
     eval_batches: int = 8,
     checkpoint_every: int = 1000,
     keep_checkpoints: int = 3,
+    keep_steps: Sequence[int] = (),
     keep_best: int = 0,
     best_by: Callable[[Report], float] | None = None,
     device_megabytes: int = 1024,
@@ -103,6 +104,7 @@ def fit(
         eval_batches: Batches per held-out loss.
         checkpoint_every: Steps between two checkpoints.
         keep_checkpoints: Number of newest checkpoints to keep.
+        keep_steps: Steps whose checkpoints are kept besides; multiples of checkpoint_every.
         keep_best: Number of best checkpoints to keep in `workdir/best`; 0 for none. The states at
             multiples of `eval_every` and after the last step are compared.
         best_by: Measure of a state, smaller is better, which is stored with the checkpoint; None
@@ -157,7 +159,7 @@ def fit(
     check_divides(batch_size, len(devices))
 
     # Resume from the newest checkpoint, or initialise the parameters from the seed.
-    checkpoints = _newest_checkpoints(run, keep_checkpoints)
+    checkpoints = _newest_checkpoints(run, keep_checkpoints, keep_steps)
     facts = _facts(trainer, train, seed, batch_size)
     metadata = {**(metadata or {}), "run": facts}
     state = _initial_state(trainer, train, seed, state, checkpoints, facts, num_steps, check)
@@ -304,9 +306,13 @@ def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -
     return jax.jit(trainer.model.init)(run_keys(seed)["init"], *arguments)
 
 
-def _newest_checkpoints(run: RunIdentity | None, keep: int) -> Checkpoints | None:
+def _newest_checkpoints(
+    run: RunIdentity | None, keep: int, keep_steps: Sequence[int]
+) -> Checkpoints | None:
     """The checkpoints from which a run is resumed; None for a run that writes nothing."""
-    return None if run is None else Checkpoints(run.file.parent / "checkpoints", keep, run)
+    if run is None:
+        return None
+    return Checkpoints(run.file.parent / "checkpoints", keep, run, keep_steps)
 
 
 def _best_callbacks(run, keep_best, best_by, held_out, eval_every, metadata) -> list:

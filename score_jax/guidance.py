@@ -1,12 +1,16 @@
-"""Classifier-free guidance: a score function made of two others.
+"""Guidance: a score function made of two others.
 
     s(x, i) = s_u(x, i) + w (s_c(x, i) - s_u(x, i))
 
-with s_c the score conditional on a class and s_u the unconditional one. w = 1 is the conditional
-score; larger weights w draw more typical and less varied images of the class.
+Classifier-free guidance has s_c conditional on a class and s_u unconditional. w = 1 is the
+conditional score; larger weights w draw more typical and less varied images of the class.
+
+Autoguidance has s_c of a network and s_u of a weaker version of it, such as that of an earlier
+step of its training. Where both err alike but the weaker one more, weights above 1 correct the
+error of the better one. It needs no classes.
 
 Reference: Ho & Salimans (2022), "Classifier-free diffusion guidance", equation 6, whose weight is
-w - 1.
+w - 1; Karras et al. (2024), "Guiding a diffusion model with a bad version of itself", equation 3.
 """
 
 from collections.abc import Callable
@@ -35,10 +39,34 @@ def class_guidance(
     Raises:
         ValueError: If a concrete weight is negative.
     """
+    return _partial(_guided, conditional, unconditional, weight)
+
+
+def autoguidance(
+    score_fn: Callable[..., Array], weaker: Callable[..., Array], weight: Scalar
+) -> Callable[..., Array]:
+    """The score guided by a weaker network.
+
+    Args:
+        score_fn: (x, level, *label) -> score.
+        weaker: The score of the weaker network, with the same arguments.
+        weight: w above, 0 or more. 1 is `score_fn` itself; Karras et al. use 1.4 to 2.1.
+
+    Returns:
+        A score function with the same arguments, as a pytree of the arrays of both. It evaluates
+        both networks.
+
+    Raises:
+        ValueError: If a concrete weight is negative.
+    """
+    return _partial(_autoguided, score_fn, weaker, weight)
+
+
+def _partial(function: Callable, better: Callable, base: Callable, weight: Scalar) -> Callable:
     if not isinstance(weight, jax.core.Tracer) and not float(weight) >= 0:
         raise ValueError(f"weight={weight} must be 0 or above")
-    parts = as_pytree(conditional), as_pytree(unconditional)
-    return jax.tree_util.Partial(_guided, *parts, jnp.asarray(weight, jnp.float32))
+    parts = as_pytree(better), as_pytree(base)
+    return jax.tree_util.Partial(function, *parts, jnp.asarray(weight, jnp.float32))
 
 
 def without_label(score_fn: Callable[..., Array], num_classes: int) -> Callable[..., Array]:
@@ -70,9 +98,15 @@ def with_fixed_label(score_fn: Callable[..., Array], label: int | Array) -> Call
 
 
 def _guided(conditional, unconditional, weight, x, level, *label):
-    base = unconditional(x, level)
-    toward = conditional(x, level, *label) - base
-    return (base + weight.astype(base.dtype) * toward).astype(x.dtype)
+    return _extrapolated(unconditional(x, level), conditional(x, level, *label), weight, x.dtype)
+
+
+def _autoguided(score_fn, weaker, weight, x, level, *label):
+    return _extrapolated(weaker(x, level, *label), score_fn(x, level, *label), weight, x.dtype)
+
+
+def _extrapolated(base, better, weight, dtype):
+    return (base + weight.astype(base.dtype) * (better - base)).astype(dtype)
 
 
 def _labelled(score_fn, fixed, x, level, *label):

@@ -267,6 +267,14 @@ def test_the_page_of_settings_is_up_to_date():
             {"optim__warmup_steps": 5000},
             r"warmup_steps=5000 must be below config\.training\.num_steps",
         ),
+        (
+            {"sampling__autoguidance_step": 300},
+            r"autoguidance_step=300 must be a multiple of config\.training\.checkpoint_every=500",
+        ),
+        (
+            {"sampling__autoguidance_step": 1500},
+            r"autoguidance_step=1500 .* below config\.training\.num_steps=1500, or none",
+        ),
         ({"data__labels": False}, r"label_dropout=0\.1 needs config\.data\.labels=True"),
         (
             {"data__logit": True, "data__dequantize": False},

@@ -14,10 +14,13 @@ def gaussian(mean):
     return sj.gaussian_score_fn(jnp.full(3, mean), 0.5, SIGMAS)
 
 
+@pytest.mark.parametrize("guide", [sj.class_guidance, sj.autoguidance])
 @pytest.mark.parametrize(("weight", "mean"), [(0.0, -1.0), (1.0, 2.0), (3.0, 8.0)])
-def test_between_gaussians_of_one_variance_the_guided_score_is_that_of_a_shifted_one(weight, mean):
+def test_between_gaussians_of_one_variance_the_guided_score_is_that_of_a_shifted_one(
+    guide, weight, mean
+):
     """The score is linear in the mean, -1 + weight (2 - -1)."""
-    guided = sj.class_guidance(gaussian(2.0), gaussian(-1.0), weight)
+    guided = guide(gaussian(2.0), gaussian(-1.0), weight)
     np.testing.assert_allclose(guided(X, LEVEL), gaussian(mean)(X, LEVEL), rtol=1e-4, atol=1e-4)
 
 
@@ -45,6 +48,25 @@ def test_labels_pass_to_the_conditional_score_only():
     base = apply(params, X, LEVEL, jnp.full(6, 3))
     expected = base + 2 * (apply(params, X, LEVEL, label) - base)
     np.testing.assert_allclose(guided(X, LEVEL, label), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_with_autoguidance_labels_pass_to_both_scores():
+    (init, apply), params = conditional_network()
+    weaker = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+    networks = (sj.score_fn((init, apply), each) for each in (params, weaker))
+    label = jnp.asarray([0, 1, 2, 2, 1, 0])
+    base = apply(weaker, X, LEVEL, label)
+    expected = base + 2 * (apply(params, X, LEVEL, label) - base)
+    guided = sj.autoguidance(*networks, 2.0)
+    np.testing.assert_allclose(guided(X, LEVEL, label), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_error_that_the_weaker_network_has_twice_is_removed():
+    """Weight 2 extrapolates from error 2 e and error e to none."""
+    true, error = gaussian(0.3), jax.random.normal(jax.random.key(2), X.shape)
+    wrong = [lambda x, level, n=n: true(x, level) + n * error for n in (1, 2)]
+    guided = sj.autoguidance(*wrong, 2.0)
+    np.testing.assert_allclose(guided(X, LEVEL), true(X, LEVEL), rtol=1e-4, atol=1e-4)
 
 
 def test_other_parameters_and_weights_do_not_compile_again():

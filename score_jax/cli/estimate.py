@@ -68,6 +68,8 @@ def estimate_chains(run: Run, settings: dict[str, Any]) -> float:
     step_seconds = _langevin_seconds(run, batch_size)
     num_batches = -(-number // batch_size)
     num_steps = num_evaluations(run.config["sampling"], len(run.sigmas))
+    if run.config["sampling"]["autoguidance_step"] is not None:
+        num_steps *= 2
     seconds = num_batches * num_steps * step_seconds
     announce(
         f"sampling: {num_batches} batches x {num_steps} steps x {step_seconds:.3g} s = "

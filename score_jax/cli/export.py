@@ -37,7 +37,7 @@ def export_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
         f"exporting the sampler with the parameters of step {run.step}, for "
         f"{', '.join(PLATFORMS)} ..."
     )
-    params = run.state.ema_params
+    params = run.for_samples(run.state.ema_params, run.step)
     parameters = named_parameters(params)
     program, any_batch = export_program(run, params)
     facts = {

@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +35,7 @@ from score_jax.data.dataset import Dataset, batch_index
 from score_jax.data.transforms import inverse_logit, logit
 from score_jax.devices import check_agreement, check_divides, described
 from score_jax.evaluation.diagnostics import ChainObserver, DataMoments
-from score_jax.guidance import class_guidance, without_label
+from score_jax.guidance import autoguidance, class_guidance, without_label
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
 from score_jax.records import RunIdentity
@@ -43,6 +43,13 @@ from score_jax.samplers.langevin import annealed_langevin
 from score_jax.sampling import Chains, takes_observer
 from score_jax.training import Trainer, TrainState
 from score_jax.typing import Array, Params
+
+
+class Autoguided(NamedTuple):
+    """Parameters of a network and of the weaker one that guides it."""
+
+    params: Params
+    weaker: Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +106,39 @@ class Run:
 
     def score_fn(self, params: Params) -> Callable[..., Array]:
         """The score function of the network with these parameters."""
+        if isinstance(params, Autoguided):
+            weight = self.config["sampling"]["autoguidance_weight"]
+            return autoguidance(self.score_fn(params.params), self.score_fn(params.weaker), weight)
         return score_fn(self.model, params)
+
+    def for_samples(self, params: Params, step: int) -> Params:
+        """The parameters of the score function that the final samples are drawn with.
+
+        Args:
+            params: Parameters of the network.
+            step: Their training step.
+
+        Returns:
+            The same, or with autoguidance `Autoguided`. A network that is not older than the
+            weaker one is not guided.
+
+        Raises:
+            FileNotFoundError: If the weaker network has no checkpoint.
+        """
+        weaker = self.config["sampling"]["autoguidance_step"]
+        if weaker is None or step <= weaker:
+            return params
+        checkpoints = Checkpoints(self.folder / "checkpoints", None, RunIdentity(self.folder))
+        if weaker not in checkpoints.steps():
+            raise FileNotFoundError(
+                f"config.sampling.autoguidance_step={weaker}, but --workdir={self.folder} holds "
+                f"no checkpoint of this step: choose among "
+                f"{', '.join(map(str, sorted(checkpoints.steps())))}, or none"
+            )
+        check = belongs_to(self.folder)
+        return Autoguided(
+            params, checkpoints.restore(self.state_shape, weaker, check)[1].ema_params
+        )
 
     def guided_score_fn(self, params: Params, weight: float | None) -> Callable[..., Array]:
         """`score_fn` with classifier-free guidance; None for no guidance.

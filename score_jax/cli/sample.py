@@ -29,7 +29,7 @@ def sample_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     if number < 1:
         raise ValueError(f"--number={number} must be at least 1")
     labels = run.labels(number, options.label)
-    params = run.state.ema_params
+    params = run.for_samples(run.state.ema_params, run.step)
     score_fn = run.guided_score_fn(params, options.guidance)
     guided = {} if options.guidance is None else {"guidance": options.guidance}
     settings = samples.settings_of(run, number, options.label) | guided

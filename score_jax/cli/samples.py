@@ -43,7 +43,16 @@ def settings_of(
         step: Training step of the parameters; None is that of the newest checkpoint.
     """
     step = run.step if step is None else step
-    return output_settings(run.config, step, NAMES, num_samples=number, label=label)
+    return output_settings(
+        run.config, step, NAMES, num_samples=number, label=label, **_autoguidance(run.config)
+    )
+
+
+def _autoguidance(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of autoguidance, if there is any."""
+    names = ("autoguidance_step", "autoguidance_weight")
+    chosen = {name: config["sampling"][name] for name in names}
+    return {} if chosen["autoguidance_step"] is None else chosen
 
 
 def saved_settings(file: Path) -> dict[str, Any] | None:

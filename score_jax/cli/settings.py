@@ -303,6 +303,13 @@ def _check_together(settings: Mapping[str, Any]) -> None:
             f"config.optim.warmup_steps={warmup} must be below "
             f"config.training.num_steps={num_steps}"
         )
+    weaker, every = settings["sampling.autoguidance_step"], settings["training.checkpoint_every"]
+    if weaker is not None and (weaker % every or weaker >= num_steps):
+        raise ValueError(
+            f"config.sampling.autoguidance_step={weaker} must be a multiple of "
+            f"config.training.checkpoint_every={every} below "
+            f"config.training.num_steps={num_steps}, or none"
+        )
 
 
 def completed(saved: Config) -> dict[str, Any]:

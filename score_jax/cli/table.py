@@ -536,6 +536,22 @@ _TABLE = (
         1e6,
         before=0.0,
     ),
+    _count(
+        "sampling.autoguidance_step",
+        None,
+        "Training step, a multiple of checkpoint_every, whose weaker network guides the samples; "
+        "none samples without autoguidance.",
+        optional=True,
+        before=None,
+    ),
+    _number(
+        "sampling.autoguidance_weight",
+        2.0,
+        "Weight of the network against the weaker one; 1 is the network alone.",
+        0.0,
+        100.0,
+        before=2.0,
+    ),
 )
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in _TABLE}
 SECTIONS = tuple(dict.fromkeys(name.split(".")[0] for name in SETTINGS if "." in name))

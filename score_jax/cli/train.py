@@ -50,7 +50,8 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     """
     # Check everything before anything is compiled or written.
     settings = command.config["training"]
-    num_states = settings["keep_checkpoints"] + 1
+    weaker = command.config["sampling"]["autoguidance_step"]
+    num_states = settings["keep_checkpoints"] + 1 + (weaker is not None)
     if settings["keep_best"]:
         num_states += settings["keep_best"] + 1
     opened = functools.partial(
@@ -83,6 +84,8 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     announce(f"{run.folder}: {run.describe()}")
     num_steps = run.config["training"]["num_steps"]
     state = run.state
+    if run.step is not None:
+        run.for_samples(None, run.step)  # The weaker network must be there now, not after hours.
     if run.step == num_steps:
         announce(f"training is complete ({num_steps} steps)")
     else:
@@ -126,13 +129,14 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     file = run.folder / "samples.npz"
     missing = _in_any_process(samples.saved_settings(file) != settings)
     judged = judge.obstacle is not None or not _in_any_process(not is_judged(run, num_steps))
+    params = run.for_samples(state.ema_params, num_steps)
     if not missing:
         announce(f"{file} holds this run's samples already")
-        _remove_shards(run, state.ema_params, settings)
+        _remove_shards(run, params, settings)
         if not judged:
             judge_final(run, load_arrays(file)["samples"], num_steps, judge)
     else:
-        judged_samples = _sample(run, state.ema_params, settings, judge.number)
+        judged_samples = _sample(run, params, settings, judge.number)
         judge_final(run, judged_samples, num_steps, judge)
     if missing or not judged or not (run.folder / "report.html").exists():
         _write_report(run)
@@ -191,11 +195,13 @@ def _write_report(run: Run) -> None:
         announce(f"no report: {' '.join(str(error).split())}")
 
 
-def training_arguments(run: Run) -> dict[str, int]:
-    """The settings of the section `training` that `fit` takes by the same names."""
+def training_arguments(run: Run) -> dict[str, Any]:
+    """The settings that `fit` takes by the names of its arguments."""
     settings = run.config["training"]
     own = ("preview_every", "best_by", "metrics_every", "metric_samples")
-    return {name: value for name, value in settings.items() if name not in own}
+    arguments = {name: value for name, value in settings.items() if name not in own}
+    weaker = run.config["sampling"]["autoguidance_step"]
+    return arguments | {"keep_steps": () if weaker is None else (weaker,)}
 
 
 def best_by(run: Run, judge: RunJudge) -> Callable[[Report], float] | None:

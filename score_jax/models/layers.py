@@ -8,6 +8,7 @@ Feature maps are [batch, height, width, features].
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -78,14 +79,17 @@ class Conv(nn.Module):
         return y
 
 
-class Dense(nn.Dense):
-    """`flax.linen.Dense` as one product of two matrices, whatever the shape of its input.
+def dense(h: Array, features: int, **fields: Any) -> Array:
+    """`flax.linen.Dense` in the calling module, as a product of two matrices.
 
     XLA:CPU transposes an operand of the weights' gradient if the input has more than two axes.
-    """
 
-    def __call__(self, x: Array) -> Array:
-        return _of_rows(super().__call__, x)
+    Args:
+        h: Values, [..., features in].
+        features: Number of features that it returns.
+        **fields: Fields of the layer.
+    """
+    return _of_rows(nn.Dense(features, **fields), h)
 
 
 def _of_rows(function: Callable[[Array], Array], x: Array) -> Array:

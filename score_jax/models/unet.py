@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from score_jax.models.fields import check_widths
 from score_jax.models.layers import (
     Conv,
-    Dense,
     FeatureMap,
     compute_dtype,
+    dense,
     flat_normal,
     from_features_to_squares,
     from_squares_to_features,
@@ -79,12 +79,12 @@ class Block(nn.Module):
     def __call__(self, h: FeatureMap, condition: Array) -> FeatureMap:
         y = nn.silu(GroupNorm(self.groups)(h))
         y = Conv(self.features, kernel_init=flat_normal(1.0))(y)
-        modulation = Dense(2 * self.features, kernel_init=flat_normal(0.04))(condition)
+        modulation = dense(condition, 2 * self.features, kernel_init=flat_normal(0.04))
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
         y = nn.silu(GroupNorm(self.groups)(y, 1 + scale, shift))
         y = Conv(self.features, kernel_init=flat_normal(0.1))(y)
         if h.shape[-1] != self.features:
-            h = Dense(self.features, dtype=h.dtype, kernel_init=flat_normal(1.0))(h)
+            h = dense(h, self.features, dtype=h.dtype, kernel_init=flat_normal(1.0))
         return y + h
 
 
@@ -98,16 +98,15 @@ class SelfAttention(nn.Module):
     def __call__(self, h: FeatureMap) -> FeatureMap:
         batch, height, width, features = h.shape
         depth = features // self.heads
-        qkv = Dense(3 * features, dtype=h.dtype, kernel_init=flat_normal(1.0))(
-            GroupNorm(self.groups)(h)
-        )
+        qkv = GroupNorm(self.groups)(h)
+        qkv = dense(qkv, 3 * features, dtype=h.dtype, kernel_init=flat_normal(1.0))
         qkv = qkv.reshape(batch, height * width, 3, self.heads, depth)
         # Each of q, k and v is [batch, heads, pixels, depth].
         q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))
         logits = (q @ k.mT).astype(jnp.float32) * depth**-0.5
         y = nn.softmax(logits).astype(h.dtype) @ v
         y = jnp.moveaxis(y, 1, 2).reshape(h.shape)
-        return h + Dense(features, dtype=h.dtype, kernel_init=flat_normal(0.02))(y)
+        return h + dense(y, features, dtype=h.dtype, kernel_init=flat_normal(0.02))
 
 
 class UNet(nn.Module):
@@ -193,7 +192,7 @@ class UNet(nn.Module):
         """The embedding [batch, 4 width] of noise level and class."""
         angle = log_sigma * jnp.geomspace(0.25, 4.0, 8, dtype=jnp.float32)[None]
         condition = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        condition = Dense(4 * self.width, kernel_init=flat_normal(1.0))(condition)
+        condition = dense(condition, 4 * self.width, kernel_init=flat_normal(1.0))
         if label is not None:
             num_labels = self.num_classes + 1
             init = flat_normal(float(num_labels))
@@ -228,7 +227,7 @@ class UNet(nn.Module):
 
         # Up again: each position becomes a square of 2x2.
         for i in reversed(range(last)):
-            h = Dense(4 * features[i], dtype=dtype, kernel_init=flat_normal(1.0))(h)
+            h = dense(h, 4 * features[i], dtype=dtype, kernel_init=flat_normal(1.0))
             h = from_features_to_squares(h, 2)
             h = blocks(jnp.concatenate([h, skips[i]], axis=-1), i)
         h = nn.silu(GroupNorm(self.groups)(h))
