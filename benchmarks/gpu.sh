@@ -23,7 +23,7 @@ done
 mkdir -p "$scratch"
 scratch=$(cd "$scratch" && pwd)
 
-path=$root:$root/benchmarks
+path=$root
 if [ -n "$wheels" ]; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade \
         --disable-pip-version-check --root-user-action=ignore \
