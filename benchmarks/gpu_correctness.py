@@ -1,4 +1,4 @@
-"""The stage `correctness` of benchmarks/gpu.sh: numbers against the truth and against themselves."""
+"""The stage `correctness` of benchmarks/gpu.sh: figures with bounds."""
 
 import functools
 import sys

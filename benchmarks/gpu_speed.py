@@ -52,15 +52,23 @@ def prepare_pytorch() -> str:
 
 def compare(record: Record, dtype: str, devices) -> dict[str, Any]:
     """The figures of `speed.compare`; without PyTorch, or its compiler, where these fail."""
-    name, rounds = case_of(record), record.options.rounds
-    modes = () if record.content["pytorch"].startswith("absent") else ("eager", "compiled")
-    try:
-        return benchmark.compare(name, rounds, modes, dtype, devices)
-    except Exception as error:  # PyTorch's compiler can raise anything.
-        if not modes:
-            raise
-        found = benchmark.compare(name, rounds, modes[:1], dtype, devices)
-        return found | {"pytorch_compiled": f"{type(error).__name__}: {str(error)[:300]}"}
+    attempts, errors = [("eager", "compiled"), ("eager",), ()], {}
+    if record.content["pytorch"].startswith("absent"):
+        attempts = [()]
+    for modes in attempts:
+        try:
+            found = benchmark.compare(
+                case_of(record), record.options.rounds, modes, dtype, devices
+            )
+        except (Exception, SystemExit) as error:  # PyTorch's compiler can raise anything.
+            if not modes:
+                raise
+            name = f"PyTorch {modes[-1]}"
+            errors[name] = f"{type(error).__name__}: {str(error)[:300]}"
+            print(f"  {dtype}, {name}: {errors[name]}", flush=True)
+            continue
+        return found | {"pytorch_errors": errors}
+    raise AssertionError("the last attempt returns or raises")
 
 
 def product_rate(dtype: str, tiny: bool) -> float:
@@ -137,8 +145,12 @@ def profile(record: Record) -> None:
                 "temporary_mb": ours.facts[f"temporary_{program}_mb"],
                 "memory": memory or "the platform does not report it",
                 "seconds": seconds,
-                **operations(folder, ours.texts[program]()),
             }
+            try:
+                found |= operations(folder, ours.texts[program]())
+            except (ValueError, OSError) as error:
+                record.wrong.append(f"profile, {dtype}, {program}")
+                found |= {"operations": [], "error": f"the trace cannot be read: {error}"}
             record.write(programs=[*record.content["programs"], found])
             top = found["operations"][0] if found["operations"] else None
             print(f"  {dtype}, {program}: {seconds:.3f} s; largest operation: {top}", flush=True)
@@ -161,7 +173,10 @@ def operations(folder: Path, text: str) -> dict[str, Any]:
         folder: The folder of the trace.
         text: Text of the compiled program, which says what an operation computes.
     """
-    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    files = [*folder.rglob("*.xplane.pb")]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no trace")
+    newest = max(files, key=lambda path: path.stat().st_mtime)
     totals, calls = collections.Counter(), collections.Counter()
     for line in lines_of(jax.profiler.ProfileData.from_file(str(newest))):
         for name, own in own_times(line):
@@ -187,7 +202,7 @@ def operations(folder: Path, text: str) -> dict[str, Any]:
 def lines_of(data: Any) -> Iterable[list[tuple[float, float, tuple[str, str]]]]:
     """(start, end, (operation, kernel)) of the events of each stream, in ns.
 
-    On a GPU, these are the kernels and copies of its streams; on a CPU, the operations of a thread.
+    These are the kernels and copies of a GPU, or the operations in the threads of a CPU.
     """
     planes = list(data.planes)
     devices = [plane for plane in planes if plane.name.startswith("/device:GPU")]

@@ -39,7 +39,7 @@ PEAKS = {
     "L40S": (362, 183),
     "L4": (121, 60),
 }
-"""Part of a card's name -> TFLOP/s of dense products in bfloat16 and in TF32, by its data sheet."""
+"""Part of a card's name -> TFLOP/s in bfloat16 and TF32, dense, as its data sheet has them."""
 
 
 class Record:
