@@ -27,6 +27,10 @@ QUICK = {
 """Settings of the config cifar10 that differ: 101 instead of 1000 evaluations for a sample."""
 
 TINY = {
+    "data.labels": False,
+    "data.label_dropout": 0.0,
+    "model.name": "mlp",
+    "model.hidden": 16,
     "training.num_steps": 40,
     "training.batch_size": 32,
     "optim.warmup_steps": 5,
@@ -36,14 +40,6 @@ TINY = {
     "sampling.num_frames": 2,
     "sampling.num_samples": 32,
     "sampling.batch_size": 16,
-}
-TINY_DIGITS = TINY | {"model.width": 4, "training.preview_every": "none"}
-TINY_CIFAR10 = TINY | {
-    "training.num_steps": 1_000_000,
-    "model.name": "mlp",
-    "model.hidden": 16,
-    "data.labels": False,
-    "data.label_dropout": 0.0,
 }
 EVERY = 20
 """Training steps between two looks at the clock."""
@@ -67,7 +63,8 @@ def quality_stage(record: Record) -> None:
     rows = []
     for dtype in record.options.dtype.split(","):
         folder = Path(record.options.scratch) / f"digits_{dtype}_{time.time_ns()}"
-        settings = {"model.dtype": dtype} | (TINY_DIGITS if record.options.tiny else {})
+        # A perceptron has one precision.
+        settings = TINY if record.options.tiny else {"model.dtype": dtype}
         begun = time.monotonic()
         code = main.main(["--config=digits", f"--workdir={folder}", *flags(settings)])
         if code != 0:
@@ -122,7 +119,7 @@ def open_cifar10(record: Record) -> Run:
     settings = QUICK if options.config == "cifar10" else {}
     name = options.config
     if options.tiny:
-        name, settings = "digits", TINY_CIFAR10
+        name, settings = "digits", TINY | {"training.num_steps": 1_000_000}
     source = "npz" if options.data.endswith(".npz") else "zip"
     settings = settings | {"data.source": source, "data.path": options.data}
     own = [f"--config.{each}" for each in options.set]

@@ -75,7 +75,7 @@ CASES = {
         steps=50,
     ),
     "toy": Case("mlp", (2,), 128, {}, sigmas=(20.0, 0.1, 20), chain=2000, steps=500),
-    "tiny": Case("ncsn", (8, 8, 1), 4, {"width": 4}, chain=4, steps=2),
+    "tiny": Case("mlp", (2,), 8, {}, sigmas=(20.0, 0.1, 4), chain=4, steps=2),
     "cifar10_gpu": Case("ncsn", (32, 32, 3), 128, {"width": 128}, chain=50, steps=10),
 }
 

@@ -107,7 +107,7 @@ def check_profile(programs):
         assert len(listed) == 10
         assert sorted(listed, key=lambda one: -one["ms"]) == listed
         assert 0 < sum(one["share"] for one in listed) <= 1
-        assert any("conv" in one["computes"] for one in listed)
+        assert any("MLP" in one["computes"] for one in listed)
         assert each["memory"] == "the platform does not report it"
 
 
