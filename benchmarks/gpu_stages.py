@@ -115,6 +115,8 @@ def main() -> int:
     if found != "gpu" and not options.tiny:
         print(f"JAX finds no GPU, but a device of the platform {found}: --tiny rehearses on it")
         return 1
+    # Compilation takes most of the time of a rehearsal.
+    jax.config.update("jax_disable_most_optimizations", options.tiny)
     record = Record(name, options)
     record.write()
     module, _, function = FUNCTIONS[name].partition(":")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gpu_stages import Record
 
-from score_jax.cli import images, main, quality, samples
+from score_jax.cli import feature_space, images, main, quality, samples
 from score_jax.cli.flags import parse
 from score_jax.cli.judging import RunJudge
 from score_jax.cli.run import Run, open_run
@@ -47,6 +47,12 @@ ROW = 20
 """Samples of one time in the picture."""
 
 
+def prepare(tiny: bool) -> None:
+    """Shortens the training of the classifier in a rehearsal."""
+    if tiny:
+        feature_space.FEWEST_STEPS = feature_space.MOST_STEPS = 20
+
+
 def flags(settings: dict[str, Any]) -> list[str]:
     """Settings of a config as flags."""
     return [f"--config.{name}={value}" for name, value in settings.items()]
@@ -61,6 +67,7 @@ def quality_of(folder: Path) -> dict[str, Any]:
 def quality_stage(record: Record) -> None:
     """Runs the digits job in every precision, with the metrics that it prints at its end."""
     rows = []
+    prepare(record.options.tiny)
     for dtype in record.options.dtype.split(","):
         folder = Path(record.options.scratch) / f"digits_{dtype}_{time.time_ns()}"
         # A perceptron has one precision.
@@ -77,6 +84,7 @@ def quality_stage(record: Record) -> None:
 
 def cifar10(record: Record) -> None:
     """Trains until the time is over, and judges samples after the minutes that were asked for."""
+    prepare(record.options.tiny)
     run = open_cifar10(record)
     judge = RunJudge(run)
     if judge.obstacle is not None:

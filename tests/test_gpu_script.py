@@ -24,7 +24,7 @@ def gpu(out, *arguments):
     environment = os.environ | {
         "PYTHON": sys.executable,
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compilation takes most of the time.
+        "NPROC": "2",
     }
     flags = ["--tiny", f"--scratch={out}_scratch", "--dtype=bfloat16", "--rounds=1"]
     flags += ["--total=4000", f"--budget={BUDGETS}"]
