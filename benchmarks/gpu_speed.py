@@ -178,11 +178,15 @@ def operations(folder: Path, text: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no trace")
     newest = max(files, key=lambda path: path.stat().st_mtime)
     totals, calls = collections.Counter(), collections.Counter()
-    for line in lines_of(jax.profiler.ProfileData.from_file(str(newest))):
+    data = jax.profiler.ProfileData.from_file(str(newest))
+    for line in lines_of(data):
         for name, own in own_times(line):
             totals[name] += own
             calls[name] += 1
     every = sum(totals.values())
+    if not every:
+        lines = [f"{plane.name}: {line.name}" for plane in data.planes for line in plane.lines]
+        raise ValueError(f"{newest} holds no operation, but {', '.join(lines)}")
     source = dict(re.findall(r"^\s*(?:ROOT )?%?(\S+) = .*?op_name=\"([^\"]*)\"", text, re.M))
     listed = []
     for (operation, kernel), own in totals.most_common(LARGEST):

@@ -73,7 +73,8 @@ def quality_stage(record: Record) -> None:
         # A perceptron has one precision.
         settings = TINY if record.options.tiny else {"model.dtype": dtype}
         begun = time.monotonic()
-        code = main.main(["--config=digits", f"--workdir={folder}", *flags(settings)])
+        line = ["--config=digits", "--devices=1", f"--workdir={folder}", *flags(settings)]
+        code = main.main(line)
         if code != 0:
             raise RuntimeError(f"the digits job in {dtype} ended with exit code {code}")
         seconds = time.monotonic() - begun
