@@ -29,8 +29,9 @@ def drawn(batch, height, width, features, out, size=3):
     return np.float32(x), np.float32(rng.normal(size=(size, size, features, out))), np.float32(g)
 
 
-# Few features are convolved directly; 32 and more, and the kernel's gradient of 16 and more, by
-# squares. Odd sizes and those that the dilation does not divide are padded.
+# Few features are convolved directly; 32 and more, and the kernel's gradient of 24 and more, by
+# squares; the kernel's gradient of 8 to 23 on large maps by shifted images. Odd sizes and those
+# that the dilation does not divide are padded. The last three are divided into blocks of images.
 CASES = [
     ((2, 8, 6, 3, 5), 1),
     ((4, 7, 9, 16, 24), 1),
@@ -42,6 +43,9 @@ CASES = [
     ((3, 9, 6, 64, 64), 2),
     ((2, 4, 4, 40, 32, 1), 1),
     ((1, 6, 6, 34, 32, 5), 1),
+    ((6, 24, 24, 32, 36), 2),
+    ((4, 32, 32, 16, 40), 1),
+    ((3, 25, 21, 8, 12), 2),
 ]
 
 
@@ -114,8 +118,9 @@ def test_eager_jitted_mapped_and_in_a_loop_are_alike():
     )
 
 
-def test_within_shard_map_gradients_of_shared_weights_are_summed():
-    x, kernel, g = drawn(4, 8, 8, 32, 32)
+@pytest.mark.parametrize("shape", [(4, 8, 8, 32, 32), (4, 32, 32, 32, 64), (4, 32, 32, 16, 24)])
+def test_within_shard_map_gradients_of_shared_weights_are_summed(shape):
+    x, kernel, g = drawn(*shape)
     mesh = jax.make_mesh((2,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
 

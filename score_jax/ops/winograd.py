@@ -157,27 +157,55 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
 
 
 def _filter_gradient_on_cpu(x, g, *, dilation, size):
-    # With fewer than 16 features, the products are too small for a gain.
-    few = min(x.shape[-1], g.shape[-1]) < 16
-    if few or size != 3 or x.dtype != jnp.float32 or not x.size:
-        return _filter_gradient_directly(x, g, dilation=dilation, size=size)
+    fewest = min(x.shape[-1], g.shape[-1])
+    if size == 3 and fewest >= 8 and x.dtype == jnp.float32 and x.size:
+        # With few features, the products of the transforms are too small for a gain.
+        if fewest >= 24:
+            return _winograd_gradient(x, g, dilation)
+        if math.prod(x.shape[1:3]) >= 400:
+            return _few_features(x, g, dilation)
+    return _filter_gradient_directly(x, g, dilation=dilation, size=size)
 
-    def of_block(total, block):
-        x, g = block
+
+def _winograd_gradient(x, g, dilation):
+    def of_block(x, g):
         squares = _Squares(x.shape, dilation)
         v = squares.take(squares.padded(x), _INPUT)
         w = squares.take(squares.padded(g), _OUTPUT)
-        return total + jax.lax.dot_general(v, w, (((1,), (1,)), ((0,), (0,)))), None
+        return jax.lax.dot_general(v, w, (((1,), (1,)), ((0,), (0,))))
 
     # Blocks are at least as large as the sum, to which every block adds.
-    m = jnp.zeros((16, x.shape[-1], g.shape[-1]), x.dtype)
-    size = _block_size(x, g.shape[-1], dilation, max(BLOCK_BYTES, 4 * m.size))
-    if size == len(x):
-        m = of_block(m, (x, g))[0]
-    else:
-        blocks = [array.reshape(-1, size, *array.shape[1:]) for array in (x, g)]
-        m = jax.lax.scan(of_block, m, tuple(blocks))[0]
+    like = jax.ShapeDtypeStruct((16, x.shape[-1], g.shape[-1]), x.dtype)
+    size = _block_size(x, g.shape[-1], dilation, max(BLOCK_BYTES, 4 * like.size))
+    m = _sum_of_blocks(of_block, x, g, size, like)
     return _along_two(_G.T, m.reshape(4, 4, *m.shape[1:]))
+
+
+def _few_features(x, g, dilation):
+    """One product of `x` with the outputs at all nine taps as further features."""
+    height, width, features = x.shape[1:]
+
+    def of_block(x, g):
+        border = (dilation, dilation)
+        padded = jnp.pad(g, ((0, 0), border, border, (0, 0)))
+        taps = [dilation * i for i in (2, 1, 0)]
+        shifted = [padded[:, i : i + height, j : j + width] for i in taps for j in taps]
+        rows = jnp.concatenate(shifted, axis=-1).reshape(-1, 9 * g.shape[-1])
+        return jax.lax.dot_general(x.reshape(-1, features), rows, (((0,), (0,)), ((), ())))
+
+    like = jax.ShapeDtypeStruct((features, 9 * g.shape[-1]), x.dtype)
+    size = _block_size(x, 9 * g.shape[-1] // 4, dilation, BLOCK_BYTES)
+    total = _sum_of_blocks(of_block, x, g, size, like)
+    return total.reshape(features, 3, 3, -1).transpose(1, 2, 0, 3)
+
+
+def _sum_of_blocks(of_block, x, g, size, like):
+    """The sum of a function of `size` images at a time."""
+    if size == len(x):
+        return of_block(x, g)
+    blocks = [array.reshape(-1, size, *array.shape[1:]) for array in (x, g)]
+    zeros = _varying_alike(jnp.zeros(like.shape, like.dtype), x)[0]
+    return jax.lax.scan(lambda total, block: (total + of_block(*block), None), zeros, blocks)[0]
 
 
 def _block_size(x, num_outputs, dilation, num_bytes):
