@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
             "groups": 8,
             "data_mean": 0.13,
             "data_std": 0.31,
+            "components": 300,
         },
         loss={"levels": "normal", "data_std": 0.31},
         optim={
@@ -56,6 +57,6 @@ def get_config() -> ml_collections.ConfigDict:
             "batch_size": 250,
             "num_frames": 16,
             "autoguidance_step": 600,
-            "autoguidance_weight": 2.0,
+            "autoguidance_weight": 1.5,
         },
     )

@@ -97,7 +97,7 @@ _HOMES = {
     "samplers.interpolation": ("interpolate", "mixed_normal"),
     "models.ncsn": ("NCSN",),
     "models.ncsnv2": ("NCSNv2",),
-    "models.unet": ("UNet",),
+    "models.unet": ("UNet", "with_principal_components"),
     "models.mlp": ("MLP",),
     "models.official": ("from_official", "read_official", "to_official"),
     "models.inception": ("inception_features",),

@@ -25,18 +25,23 @@ def moments_of(run: Any) -> DataMoments | None:
     """
     if run.data is None:
         return _read(run.folder / "moments.json")
-    train = run.data.train
-    index = spread_index(len(train), min(len(train), EXAMPLES))
-    settings, num_values = run.config["data"], run.data.num_values
-    prepare = make_prepare(num_values, dequantize=settings["dequantize"], logit=settings["logit"])
-    keys = example_keys(run_keys(run.config["seed"])["evaluate"], index)
-    x = np.asarray(prepare(keys, train[index])[0])
+    x = prepared_examples(run, EXAMPLES)
     # Logits have no range.
     ranged = run.has_pixels and not run.config["data"]["logit"]
     found = data_moments(x, *((0.0, 1.0) if ranged else (None, None)))
     if len(x) < ENOUGH * int(np.prod(run.shape)):
         return found._replace(eigenvalues=None)  # Too few examples for a covariance
     return found
+
+
+def prepared_examples(run: Any, most: int) -> np.ndarray:
+    """Up to `most` training examples, evenly spread, as the network sees them."""
+    train = run.data.train
+    index = spread_index(len(train), min(len(train), most))
+    settings, num_values = run.config["data"], run.data.num_values
+    prepare = make_prepare(num_values, dequantize=settings["dequantize"], logit=settings["logit"])
+    keys = example_keys(run_keys(run.config["seed"])["evaluate"], index)
+    return np.asarray(prepare(keys, train[index])[0])
 
 
 def write_moments(run: Any) -> None:

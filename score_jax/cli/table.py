@@ -270,6 +270,15 @@ _TABLE = (
         "data_std", {"unet": 0.5}, float, "Standard deviation of the data.", low=1e-6, high=1e6
     ),
     _field(
+        "components",
+        {"unet": 0},
+        int,
+        "Number of principal components of the data whose Gaussian the U-Net corrects; 0 takes "
+        "that of the mean and standard deviation alone.",
+        low=0,
+        high=65_536,
+    ),
+    _field(
         "hidden", {"mlp": (128, 128)}, tuple, "Widths of the hidden layers.", low=1, high=65_536
     ),
     _field(

@@ -22,17 +22,21 @@ from score_jax.cli import images, interrupts, lock, provenance, samples, workdir
 from score_jax.cli.events import EventWriter
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
-from score_jax.cli.moments import write_moments
+from score_jax.cli.moments import prepared_examples, write_moments
 from score_jax.cli.names import naming
 from score_jax.cli.quality import saved_entries
 from score_jax.cli.report import write_report
 from score_jax.cli.run import Run, belongs_to, naming_step_size, open_run
 from score_jax.debugging import is_debugging
 from score_jax.devices import from_first_process, is_first_process, maximum_over_processes
-from score_jax.fitting import Report, fit
+from score_jax.fitting import Report, fit, initial_params
+from score_jax.models.unet import with_principal_components
 from score_jax.progress import announce
 from score_jax.reading import load_arrays
+from score_jax.training import TrainState
 
+MEASURED = 8192
+"""Largest number of training examples that principal components are taken from."""
 WAIT = 3600.0
 """Seconds to wait for another process that writes "samples" when training ends."""
 PREVIEWS = 36
@@ -114,6 +118,7 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
                     callbacks=callbacks(run, log, judge, stop),
                     stop=stop,
                     metadata={"config": run.config},
+                    state=_measured(run),
                     check=belongs_to(run.folder),
                     **training_arguments(run),
                 )
@@ -144,6 +149,17 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     sampling_more = workdir.command_line("--workdir", run.folder, "--mode=sample", "--number=10")
     announce(f"next: {evaluating}   or, for other samples: {sampling_more}")
     return True
+
+
+def _measured(run: Run) -> TrainState | None:
+    """The first state of a network with the principal components of the data; else None."""
+    if run.step is not None or not run.config["model"].get("components"):
+        return None
+    train, labels = run.data.train, run.data.train_labels
+    params = initial_params(run.trainer, train, labels, run.config["seed"])
+    with naming("model"):
+        params = with_principal_components(params, prepared_examples(run, MEASURED))
+    return run.trainer.init(params)
 
 
 def _in_any_process(fact: bool) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from score_jax.models.fields import check_widths
 from score_jax.models.layers import (
@@ -25,9 +26,15 @@ from score_jax.models.layers import (
     from_features_to_squares,
     from_squares_to_features,
 )
-from score_jax.models.preconditioning import as_floats, preconditioned
+from score_jax.models.preconditioning import (
+    PrincipalComponents,
+    as_floats,
+    preconditioned,
+    preconditioned_by,
+    principal_components,
+)
 from score_jax.noise import check_counts
-from score_jax.typing import AnyLevels, Array, Images, Labels
+from score_jax.typing import AnyLevels, Array, Batch, Images, Labels, Params
 
 
 class GroupNorm(nn.Module):
@@ -128,6 +135,8 @@ class UNet(nn.Module):
         groups: Groups of the group norms.
         data_mean: m above, approximately the mean of the data.
         data_std: d above, approximately the standard deviation of the data; above 0.
+        components: Number of principal components of the Gaussian; 0 for N(m, d^2) in all
+            directions. It is N(m, d^2) until `with_principal_components` measures it.
         num_classes: Number of classes of a class-conditional network; None (or 0) for an
             unconditional one. The label num_classes stands for no class, if the network was
             trained with label dropout.
@@ -145,6 +154,7 @@ class UNet(nn.Module):
     groups: int = 4
     data_mean: float = 0.5
     data_std: float = 0.5
+    components: int = 0
     num_classes: int | None = None
     dtype: str = "float32"
 
@@ -177,7 +187,7 @@ class UNet(nn.Module):
                 each other, or labels are missing or not accepted.
         """
         x = jnp.asarray(x)
-        self._check(*x.shape[1:3])
+        self._check(*x.shape[1:])
         if (label is None) != (self.num_classes is None):
             need = "takes no" if self.num_classes is None else "needs"
             raise ValueError(f"a U-Net of num_classes={self.num_classes} {need} labels")
@@ -185,6 +195,9 @@ class UNet(nn.Module):
         def network(x, log_sigma):
             return self._network(x, self._condition(log_sigma, label))
 
+        if self.components:
+            law = Gaussian(self.components, self.data_mean, self.data_std)(x.shape[1:])
+            return preconditioned_by(network, x, level, self.sigmas, law)
         settings = (self.sigmas, self.data_mean, self.data_std)
         return preconditioned(network, x, level, *settings)
 
@@ -202,7 +215,7 @@ class UNet(nn.Module):
 
     def _network(self, x: FeatureMap, condition: Array) -> FeatureMap:
         """F at unit scale, in float32."""
-        channels, dtype = x.shape[3], compute_dtype(self.dtype)
+        channels, dtype = x.shape[3] // (2 if self.components else 1), compute_dtype(self.dtype)
         features = [self.width * multiplier for multiplier in self.multipliers]
         last = len(features) - 1
         h = from_squares_to_features(x.astype(dtype), self.patch_size)
@@ -234,8 +247,14 @@ class UNet(nn.Module):
         h = Conv(self.patch_size**2 * channels, kernel_init=nn.initializers.zeros)(h)
         return from_features_to_squares(h, self.patch_size).astype(jnp.float32)
 
-    def _check(self, height: int, width: int) -> None:
+    def _check(self, height: int, width: int, channels: int) -> None:
         multipliers, num_blocks = self.multipliers, self.num_blocks
+        size = height * width * channels
+        if not 0 <= self.components < size:
+            raise ValueError(
+                f"components={self.components} must be from 0 to {size - 1}, for images of "
+                f"{height}x{width}x{channels}"
+            )
         if len(multipliers) != len(num_blocks):
             raise ValueError(
                 f"multipliers={multipliers} and num_blocks={num_blocks} must have one number for "
@@ -260,6 +279,41 @@ class UNet(nn.Module):
                     f"{multiplier} times width={self.width} must be a multiple of "
                     f"heads={self.heads}"
                 )
+
+
+class Gaussian(nn.Module):
+    """The Gaussian of the data: parameters that are measured and not learned."""
+
+    components: int
+    data_mean: float
+    data_std: float
+
+    @nn.compact
+    def __call__(self, shape: tuple[int, ...]) -> PrincipalComponents:
+        constant, zeros = nn.initializers.constant, nn.initializers.zeros
+        variance, number = constant(self.data_std**2), self.components
+        law = PrincipalComponents(
+            mean=self.param("mean", constant(self.data_mean), shape),
+            basis=self.param("basis", zeros, (*shape, number)),
+            variance=self.param("variance", variance, (number,)),
+            rest=self.param("rest", variance, ()),
+        )
+        return jax.tree.map(jax.lax.stop_gradient, law)
+
+
+def with_principal_components(params: Params, x: Batch | np.ndarray) -> Params:
+    """The parameters of a U-Net with the Gaussian that these examples have.
+
+    Args:
+        params: Parameters of a `UNet` with `components` above 0.
+        x: Examples [examples, height, width, channels], as the network sees them; thousands.
+
+    Raises:
+        ValueError: If the examples are too few for the number of components.
+    """
+    number = params["Gaussian_0"]["variance"].size
+    law = principal_components(x, number)._asdict()
+    return {**params, "Gaussian_0": {name: jnp.asarray(leaf) for name, leaf in law.items()}}
 
 
 def size_divisor(patch_size: int, multipliers: Sequence[int]) -> int:
