@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.noise import checked_sigmas, per_example, sigma_at
-from score_jax.typing import AnyLevels, Array, Batch, Float
+from score_jax.typing import AnyLevels, Array, Batch, Float, Sigmas
 
 LARGEST = 1e15
 """Size of data above which their squares, or the inverse of them, leave float32."""
@@ -138,7 +138,7 @@ def preconditioned_by(
     network: Callable[[Array, Array], Array],
     x: Batch,
     level: AnyLevels,
-    sigmas: Sequence[float],
+    sigmas: Sigmas | Sequence[float],
     gaussian: PrincipalComponents,
 ) -> Batch:
     """The score of a network F with the preconditioning by a Gaussian with principal components.
