@@ -191,7 +191,7 @@ def test_the_page_of_settings_is_up_to_date():
         ),
         (
             {"loss__levels": REMOVED},
-            r"config\.loss\.levels is missing: it must be uniform or strat",
+            r"config\.loss\.levels is missing: it must be uniform, strat",
         ),
         ({"model__name": REMOVED}, r"config\.model\.name is missing"),
         (
