@@ -6,9 +6,9 @@
     bash benchmarks/gpu.sh OUT --tiny                     a rehearsal on a CPU
 
 gpu.sh prepares the environment. Every stage runs in a process of its own and writes OUT/STAGE.json
-as it proceeds, so that what it has measured is kept if it fails or exceeds its budget. The other
-stages run in any case; OUT/summary.json says how each of them ended. The exit code is 1 if one
-failed. docs/gpu.md says what is measured.
+after every part. If it fails or exceeds its budget, the parts before are kept and the other stages
+still run; OUT/summary.json has the status of each. The exit code is 1 if one failed. docs/gpu.md
+lists the figures.
 """
 
 import argparse

@@ -7,6 +7,7 @@ of its own devices, all run the same calls in the same order, and the results ar
 
 import functools
 import json
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,13 @@ from score_jax.typing import Array
 AXIS = "devices"
 LARGEST_PACKED = 2**15
 """Number of elements up to which a leaf joins the flat all-reduce buffer."""
+
+
+def num_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def pmap(

@@ -1,5 +1,6 @@
 """Two CPU devices, shapes checked in every annotated function, no silent broadcasting of ranks."""
 
+import functools
 import os
 import shutil
 import signal
@@ -61,3 +62,11 @@ def two_devices():
     assert len(jax.devices()) == 2
     yield
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs the command in this process; the exit code and what it wrote to stderr."""
+    from runs import run_command
+
+    return functools.partial(run_command, capsys)

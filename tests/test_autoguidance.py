@@ -1,11 +1,10 @@
 """Autoguidance in the command: the checkpoint of an earlier step guides the samples."""
 
-import functools
 import shutil
 
 import numpy as np
 import pytest
-from runs import make_command, opened, perceptron, run_command, run_mode, samples, train
+from runs import make_command, opened, perceptron, run_mode, samples, train
 
 import score_jax as sj
 from score_jax.checkpoint import Checkpoints
@@ -30,11 +29,6 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
-
-
-@pytest.fixture
-def command(capsys):
-    return functools.partial(run_command, capsys)
 
 
 def expected(folder, weight):

@@ -1,6 +1,5 @@
 """The best checkpoints of a run, and the use of any kept one."""
 
-import functools
 import json
 import logging
 import shutil
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from runs import assert_same, opened, perceptron, run_command, samples, saved_config, train
+from runs import assert_same, opened, perceptron, samples, saved_config, train
 
 import score_jax as sj
 from score_jax.checkpoint import BestCheckpoints, Checkpoints
@@ -177,11 +176,6 @@ def finished(tmp_path_factory):
     settings = {"training__eval_every": 5, "training__checkpoint_every": 10}
     assert train(folder, perceptron(**settings))
     return folder
-
-
-@pytest.fixture
-def command(capsys):
-    return functools.partial(run_command, capsys)
 
 
 def test_the_train_mode_keeps_the_best_checkpoint(finished):

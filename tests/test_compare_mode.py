@@ -1,6 +1,5 @@
 """The mode compare, on perceptrons trained for a moment."""
 
-import functools
 import json
 import shutil
 
@@ -14,7 +13,6 @@ from runs import (
     make_command,
     opened,
     perceptron,
-    run_command,
     saved_config,
     tree,
 )
@@ -55,11 +53,6 @@ def runs(tmp_path_factory):
     write_run(folder / "other", perceptron(**other), state, scale=1e-3)
     write_run(folder / "worse", perceptron(), state, scale=1.0)
     return folder
-
-
-@pytest.fixture
-def command(capsys):
-    return functools.partial(run_command, capsys)
 
 
 def compared(command, output, folders, *arguments):

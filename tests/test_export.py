@@ -1,6 +1,5 @@
 """The exported sampler, loaded where the code that made it is not."""
 
-import functools
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ from runs import (
     finished_run,
     make_command,
     perceptron,
-    run_command,
     run_mode,
     samples,
     saved_config,
@@ -25,12 +23,6 @@ from score_jax.exported import load_sampler
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     return finished_run(tmp_path_factory)
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs the command in this process; the exit code and what it wrote to stderr."""
-    return functools.partial(run_command, capsys)
 
 
 # Nothing but JAX, NumPy and the file itself.

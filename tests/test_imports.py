@@ -1,10 +1,8 @@
 """Official checkpoints as workdirs."""
 
-import functools
-
 import numpy as np
 import pytest
-from runs import load, opened, run_command, saved_config, started
+from runs import load, opened, saved_config, started
 from truths import golden
 
 from score_jax.checkpoint import Checkpoints
@@ -16,12 +14,6 @@ FEW = [
     "--config.sampling.batch_size=4",
     "--config.sampling.num_steps=2",
 ]
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs the command in this process; the exit code and what it wrote to stderr."""
-    return functools.partial(run_command, capsys)
 
 
 def write_npz(path, fixture="ncsn_mnist_ngf8", without=()):

@@ -1,6 +1,5 @@
 """The command line: parsing, help, refusals, devices, the cache, and Ctrl-C."""
 
-import functools
 import json
 import os
 import re
@@ -22,7 +21,6 @@ from runs import (
     make_command,
     opened,
     perceptron,
-    run_command,
     samples,
     small,
     tree,
@@ -44,12 +42,6 @@ def finished(tmp_path_factory):
 def copied(finished, tmp_path):
     """A copy of a finished run, to be changed."""
     return shutil.copytree(finished, tmp_path / "copy")
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs the command in this process; the exit code and what it wrote to stderr."""
-    return functools.partial(run_command, capsys)
 
 
 # Parsing

@@ -1,6 +1,5 @@
 """Modes beside train and evaluate, on a network trained for a moment."""
 
-import functools
 import json
 import re
 import shutil
@@ -19,7 +18,6 @@ from runs import (
     make_command,
     opened,
     perceptron,
-    run_command,
     run_mode,
     samples,
     saved_config,
@@ -45,12 +43,6 @@ def finished(tmp_path_factory):
 def plain(tmp_path_factory):
     """A run of an unconditional perceptron, which compiles faster."""
     return finished_perceptron(tmp_path_factory)
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs the command in this process; the exit code and what it wrote to stderr."""
-    return functools.partial(run_command, capsys)
 
 
 def test_held_out_images_are_completed(finished, command):

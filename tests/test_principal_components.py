@@ -44,7 +44,7 @@ def test_components_of_fewer_examples_than_values_are_those_of_the_covariance():
     np.testing.assert_allclose(law.variance, values[::-1][:4], rtol=1e-5)
     overlap = vectors[:, ::-1][:, :4].T @ np.float64(law.basis.reshape(16, 4))
     np.testing.assert_allclose(np.abs(overlap), np.eye(4), atol=1e-5)
-    # What the components leave is spread over all other directions.
+    # The remaining variance is shared by all other directions.
     np.testing.assert_allclose(12 * law.rest, values.sum() - values[::-1][:4].sum(), rtol=1e-5)
 
 

@@ -20,10 +20,10 @@ TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
 # A module imports modules of earlier lines only.
 LAYERS = [
     ["debugging", "typing", "progress", "exported", "reading", "writing"],
-    ["data.dataset", "data.stream", "data.retry", "records"],
+    ["data.dataset", "data.stream", "data.retry", "records", "devices"],
     ["noise", "operators", "ops.winograd", "data.layout", "checkpoint", "evaluation.metrics"],
     ["evaluation.neighbors", "evaluation.comparison", "schedule", "solvers"],
-    ["network", "devices", "analytic"],
+    ["network", "analytic"],
     ["continuous_score", "guidance"],
     ["posterior", "evaluation.features", "evaluation.calibration"],
     ["data.transforms", "data.examples", "data.files", "data.sources", "likelihood"],

@@ -1,12 +1,10 @@
 """`--mode=restore`: inverse problems with the trained network as their prior."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import finished_perceptron, load, run_command
+from runs import finished_perceptron, load
 
 from score_jax.cli import modes, restore
 from score_jax.cli.restore import Task, cartesian_mask, misfit, read_task
@@ -18,11 +16,6 @@ GREY, COLOUR = (8, 8, 1), (8, 8, 3)
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return finished_perceptron(tmp_path_factory)
-
-
-@pytest.fixture
-def command(capsys):
-    return functools.partial(run_command, capsys)
 
 
 @pytest.mark.parametrize(

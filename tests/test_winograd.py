@@ -135,6 +135,19 @@ def test_within_shard_map_gradients_of_shared_weights_are_summed(shape):
     )
 
 
+@pytest.mark.parametrize("features", [8, 32])
+def test_a_batch_of_any_size_can_be_exported(features):
+    x, kernel, _ = drawn(6, 32, 32, features, features)
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = [
+        jax.ShapeDtypeStruct((batch, *x.shape[1:]), jnp.float32),
+        jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
+    ]
+    program = jax.export.export(jax.jit(convolve))(*shapes)
+    for given in (x, x[:1]):
+        np.testing.assert_allclose(program.call(given, kernel), convolve(given, kernel), atol=1e-3)
+
+
 def test_other_platforms_get_xlas_own_convolution():
     shape = (
         jax.ShapeDtypeStruct((1, 8, 8, 32), jnp.float32),

@@ -68,8 +68,6 @@ def estimate_chains(run: Run, settings: dict[str, Any]) -> float:
     step_seconds = _langevin_seconds(run, batch_size)
     num_batches = -(-number // batch_size)
     num_steps = num_evaluations(run.config["sampling"], len(run.sigmas))
-    if run.config["sampling"]["autoguidance_step"] is not None:
-        num_steps *= 2
     seconds = num_batches * num_steps * step_seconds
     announce(
         f"sampling: {num_batches} batches x {num_steps} steps x {step_seconds:.3g} s = "
@@ -89,7 +87,9 @@ def num_evaluations(sampling: Mapping[str, Any], num_levels: int) -> int:
     }
     per_step = per_step.get(sampling["method"], num_levels)
     # Consistent annealed sampling denoises in its last step.
-    return num_steps * per_step + (denoise and sampling["method"] != "consistent")
+    number = num_steps * per_step + (denoise and sampling["method"] != "consistent")
+    # With autoguidance, a second network is evaluated each time.
+    return number * (1 if sampling["autoguidance_step"] is None else 2)
 
 
 def _langevin_seconds(run: Run, batch_size: int) -> float:

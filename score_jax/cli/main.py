@@ -207,20 +207,17 @@ def choose_devices(
     import jax
 
     from score_jax.cli.modes import MODES
-    from score_jax.devices import described
+    from score_jax.devices import described, num_cores
 
-    if hasattr(os, "sched_getaffinity"):
-        num_cores = len(os.sched_getaffinity(0))
-    else:
-        num_cores = os.cpu_count() or 1
+    cores = num_cores()
     num_processes = (group.number if group else None) or 1
     sizes = [config[section]["batch_size"] for section in MODES[mode].batches]
     fitting = max(
         n
-        for n in range(1, num_cores + 1)
+        for n in range(1, cores + 1)
         if n == 1 or all(size % (n * num_processes) == 0 for size in sizes)
     )
-    num_cpu_devices = requested or (fitting if 2 * fitting > num_cores else num_cores)
+    num_cpu_devices = requested or (fitting if 2 * fitting > cores else cores)
     # Other platforms ignore this. In a process that has used JAX before, it is an error, and the
     # devices stay as they are.
     with contextlib.suppress(RuntimeError):

@@ -125,20 +125,30 @@ class Run:
         Raises:
             FileNotFoundError: If the weaker network has no checkpoint.
         """
+        if not self.is_guided(step):
+            return params
+        weaker = self.config["sampling"]["autoguidance_step"]
+        checkpoints = Checkpoints(self.folder / "checkpoints", None, RunIdentity(self.folder))
+        found = checkpoints.restore(self.state_shape, weaker, belongs_to(self.folder))
+        return Autoguided(params, found[1].ema_params)
+
+    def is_guided(self, step: int) -> bool:
+        """Returns True if a weaker network guides the final samples of the network of a step.
+
+        Raises:
+            FileNotFoundError: If the weaker network has no checkpoint.
+        """
         weaker = self.config["sampling"]["autoguidance_step"]
         if weaker is None or step <= weaker:
-            return params
-        checkpoints = Checkpoints(self.folder / "checkpoints", None, RunIdentity(self.folder))
-        if weaker not in checkpoints.steps():
+            return False
+        steps = Checkpoints(self.folder / "checkpoints").steps()
+        if weaker not in steps:
             raise FileNotFoundError(
                 f"config.sampling.autoguidance_step={weaker}, but --workdir={self.folder} holds "
-                f"no checkpoint of this step: choose among "
-                f"{', '.join(map(str, sorted(checkpoints.steps())))}, or none"
+                f"no checkpoint of this step: choose among {', '.join(map(str, sorted(steps)))}, "
+                "or none"
             )
-        check = belongs_to(self.folder)
-        return Autoguided(
-            params, checkpoints.restore(self.state_shape, weaker, check)[1].ema_params
-        )
+        return True
 
     def guided_score_fn(self, params: Params, weight: float | None) -> Callable[..., Array]:
         """`score_fn` with classifier-free guidance; None for no guidance.

@@ -89,7 +89,8 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     num_steps = run.config["training"]["num_steps"]
     state = run.state
     if run.step is not None:
-        run.for_samples(None, run.step)  # The weaker network must be there now, not after hours.
+        # A weaker network that is missing is an error now, not at the end.
+        run.is_guided(run.step)
     if run.step == num_steps:
         announce(f"training is complete ({num_steps} steps)")
     else:

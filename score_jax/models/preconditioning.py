@@ -127,7 +127,7 @@ def principal_components(x: Batch | np.ndarray, number: int) -> PrincipalCompone
         basis /= np.maximum(np.linalg.norm(basis, axis=0), 1e-300)
     variance = np.maximum(variance[::-1][:number], 0)
     total = np.sum(flat**2)
-    # A variance above 0 in all directions: data can be constant in some.
+    # Keep the variance above 0, also where all examples agree.
     rest = max((total - variance.sum()) / (size - number), 1e-6 * total / size, 1e-12)
     shape = x.shape[1:]
     arrays = (mean.reshape(shape), basis.reshape(*shape, number), np.maximum(variance, rest), rest)

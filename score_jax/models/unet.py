@@ -192,8 +192,10 @@ class UNet(nn.Module):
             need = "takes no" if self.num_classes is None else "needs"
             raise ValueError(f"a U-Net of num_classes={self.num_classes} {need} labels")
 
+        channels = x.shape[3]
+
         def network(x, log_sigma):
-            return self._network(x, self._condition(log_sigma, label))
+            return self._network(x, self._condition(log_sigma, label), channels)
 
         if self.components:
             law = Gaussian(self.components, self.data_mean, self.data_std)(x.shape[1:])
@@ -213,9 +215,9 @@ class UNet(nn.Module):
             condition = condition + embed(label)
         return nn.silu(condition)
 
-    def _network(self, x: FeatureMap, condition: Array) -> FeatureMap:
-        """F at unit scale, in float32."""
-        channels, dtype = x.shape[3] // (2 if self.components else 1), compute_dtype(self.dtype)
+    def _network(self, x: FeatureMap, condition: Array, channels: int) -> FeatureMap:
+        """F at unit scale, in float32, with so many channels."""
+        dtype = compute_dtype(self.dtype)
         features = [self.width * multiplier for multiplier in self.multipliers]
         last = len(features) - 1
         h = from_squares_to_features(x.astype(dtype), self.patch_size)

@@ -19,7 +19,7 @@ and F(3x3, 2x2).
 
 import functools
 import math
-import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from score_jax.devices import num_cores
 from score_jax.typing import Array, Float
 
 # The Winograd transform matrices: rows of B^T and of its counterpart for filter gradients as pairs
@@ -145,12 +146,12 @@ def _convolve_on_cpu(x, kernel, *, dilation, transposed):
         # Compute one of the four pixels of a square at a time; faster here than `_along_two`.
         rows = [_combine(_A[i], m) for i in range(2)]
         y = jnp.stack([jnp.stack([_combine(_A[j], row) for j in range(2)], 4) for row in rows], 2)
-        y = y.reshape(len(x), *squares.size, -1)
+        y = y.reshape(x.shape[0], *squares.size, -1)
         return y[:, : x.shape[1], : x.shape[2]]
 
     # Blocks are at least as large as the kernel, which every block reads.
     size = _block_size(x, u.shape[2], dilation, max(BLOCK_BYTES, 4 * u.size))
-    if size == len(x):
+    if size is None:
         return of_block(x)
     y = jax.lax.map(of_block, x.reshape(-1, size, *x.shape[1:]))
     return y.reshape(len(x), *y.shape[2:])
@@ -200,8 +201,8 @@ def _few_features(x, g, dilation):
 
 
 def _sum_of_blocks(of_block, x, g, size, like):
-    """The sum of a function of `size` images at a time."""
-    if size == len(x):
+    """The sum of a function of `size` images at a time; None for all at once."""
+    if size is None:
         return of_block(x, g)
     blocks = [array.reshape(-1, size, *array.shape[1:]) for array in (x, g)]
     zeros = _varying_alike(jnp.zeros(like.shape, like.dtype), x)[0]
@@ -211,20 +212,24 @@ def _sum_of_blocks(of_block, x, g, size, like):
 def _block_size(x, num_outputs, dilation, num_bytes):
     """The number of images at a time whose transform stays in the caches of a core.
 
-    It divides the batch. Batches without a suitable divisor are not divided.
+    It divides the batch. None for batches without a suitable divisor, and for those whose size an
+    exported program leaves open: they are not divided.
     """
+    batch = x.shape[0]
+    if not isinstance(batch, int):
+        return None
     largest = max(x.shape[-1], num_outputs)
     squares = math.prod(_Squares((1, *x.shape[1:]), dilation).size) // 4
-    threads = max(1, len(os.sched_getaffinity(0)) // jax.local_device_count("cpu"))
+    threads = max(1, num_cores() // jax.local_device_count("cpu"))
     wanted = max(1, threads * num_bytes // (16 * 4 * squares * largest))
-    divisor = next(n for n in range(min(wanted, len(x)), 0, -1) if len(x) % n == 0)
-    return divisor if 4 * divisor > wanted else len(x)
+    divisor = next(n for n in range(min(wanted, batch), 0, -1) if batch % n == 0)
+    return divisor if divisor < batch and 4 * divisor > wanted else None
 
 
 class _Squares:
     """The tiling of images by squares of 2x2 pixels that are `dilation` apart."""
 
-    def __init__(self, shape: tuple[int, ...], dilation: int):
+    def __init__(self, shape: tuple[Any, ...], dilation: int):
         self.dilation = dilation
         batch, height, width, _ = shape
         rows, columns = (-(-length // (2 * dilation)) for length in (height, width))
