@@ -140,7 +140,7 @@ def chains(config: dict[str, Any], trainer: Trainer, shape: tuple[int, ...]) -> 
     sampler = build.build_sampler(settings)
     return Chains(
         sampler=sampler,
-        start=build.build_start(settings, sigmas, config["data"]["logit"]),
+        start=build.build_start(settings, sigmas, config["data"]["logit"], config["model"]),
         shape=shape,
         sigmas=tuple(np.asarray(sigmas).tolist()),
         num_steps=settings["num_steps"],

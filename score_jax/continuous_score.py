@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.network import as_pytree, with_label
-from score_jax.noise import checked_sigmas, per_example, sigma_at
+from score_jax.noise import checked_sigmas, level_at, per_example, sigma_at
 from score_jax.typing import Array, Batch, Float, ScoreFn, Sigmas
 
 ContinuousScoreFn = Callable[[Array, Array], Array]
@@ -45,12 +45,9 @@ def continuous(
         ValueError: If sigmas do not decrease.
     """
     sigmas = jnp.asarray(checked_sigmas(sigmas))
-    log_sigmas = jnp.log(sigmas)
 
     def at(x: Batch, sigma: Float[Array, "batch"]) -> Batch:
-        level = jnp.interp(
-            -jnp.log(sigma), -log_sigmas, jnp.arange(len(sigmas), dtype=log_sigmas.dtype)
-        )
+        level = level_at(sigma, sigmas)
         takes_fractions = fractional
         if takes_fractions is None:
             takes_fractions = takes_fractional_levels(score_fn, x)

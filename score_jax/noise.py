@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Key
+from jaxtyping import Key, Shaped
 
 from score_jax.typing import (
     AnyLevels,
@@ -310,7 +310,7 @@ def _stratified(key: OneKey, index: Index, batch_size: int) -> Float[Array, "bat
     return (jnp.asarray(index).astype(jnp.float32) / batch_size + shift) % 1.0
 
 
-def per_example(values: Float[Array, "batch"], x: Batch) -> Array:
+def per_example(values: Shaped[Array, "batch"], x: Batch) -> Array:
     """Reshapes `values` [batch] to [batch, 1, ..., 1], to be broadcast against `x`."""
     return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
@@ -327,6 +327,19 @@ def sigma_at(level: AnyLevels, sigmas: Sigmas | Sequence[float]) -> Float[Array,
     if jnp.issubdtype(level.dtype, jnp.integer):
         return sigmas[level]
     return jnp.exp(jnp.interp(level, jnp.arange(sigmas.shape[0]), jnp.log(sigmas)))
+
+
+def level_at(
+    sigma: Float[Array, "*batch"] | float, sigmas: Sigmas | Sequence[float]
+) -> Float[Array, "*batch"]:
+    """The floating-point levels of sigmas, the inverse of `sigma_at`.
+
+    Args:
+        sigma: Sigmas; those beyond either end of `sigmas` get the level of that end.
+        sigmas: Noise levels, decreasing.
+    """
+    rising = -jnp.log(jnp.asarray(sigmas))
+    return jnp.interp(-jnp.log(sigma), rising, jnp.arange(len(rising), dtype=rising.dtype))
 
 
 def sigma_of(level: AnyLevels, sigmas: Sigmas, x: Batch) -> Array:

@@ -31,7 +31,7 @@ def copy(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-def expected(folder, weight):
+def expected(folder, weight, first_level=0.0):
     """Samples by the library alone, from two checkpoints."""
     run = opened(folder)
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -39,7 +39,8 @@ def expected(folder, weight):
         run.score_fn(checkpoints.restore(run.state_shape, step)[1].ema_params) for step in (40, 20)
     ]
     arguments = run.sampling(24) | {"observe": None, "num_snapshots": 0, "progress": False}
-    return run.to_images(sj.sample(sj.autoguidance(*scores, weight), run.sigmas, **arguments))
+    guided = sj.autoguidance(*scores, weight, first_level)
+    return run.to_images(sj.sample(guided, run.sigmas, **arguments))
 
 
 def test_the_weaker_checkpoint_is_kept_and_guides_the_samples(finished):
@@ -56,6 +57,18 @@ def test_another_weight_gives_other_samples_under_another_name(copy, command):
     assert code == 0, shown
     (other,) = {path.stem for path in copy.glob("samples*.npz")} - {"samples"}
     np.testing.assert_allclose(samples(copy, other)["samples"], expected(copy, 3.0), atol=1e-5)
+
+
+def test_guidance_can_begin_at_a_smaller_sigma(copy, command):
+    run = opened(copy)
+    largest = float(np.sqrt(run.sigmas[9] * run.sigmas[10]))
+    flag = f"--config.sampling.autoguidance_sigma_max={largest}"
+    code, shown = command(f"--workdir={copy}", "--mode=sample", "--number=24", flag)
+    assert code == 0, shown
+    (other,) = {path.stem for path in copy.glob("samples*.npz")} - {"samples"}
+    found = samples(copy, other)["samples"]
+    np.testing.assert_allclose(found, expected(copy, 1.5, 9.5), atol=1e-5)
+    assert np.abs(found - samples(copy)["samples"]).max() > 1e-3
 
 
 def test_the_exported_sampler_is_guided(copy):

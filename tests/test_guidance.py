@@ -69,6 +69,28 @@ def test_an_error_that_the_weaker_network_has_twice_is_removed():
     np.testing.assert_allclose(guided(X, LEVEL), true(X, LEVEL), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("first", [0.0, 1.5, 2, 3.5])
+def test_the_weaker_network_guides_from_the_first_level_on_only(first):
+    guided = sj.autoguidance(gaussian(2.0), gaussian(-1.0), 3.0, first)
+    better, expected = gaussian(2.0)(X, LEVEL), gaussian(8.0)(X, LEVEL)
+    expected = jnp.where((first <= LEVEL)[:, None], expected, better)
+    np.testing.assert_allclose(guided(X, LEVEL), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_where_nothing_is_guided_the_weaker_network_is_not_evaluated():
+    calls = []
+
+    def weaker(x, level):
+        jax.debug.callback(lambda: calls.append(1))
+        return -x
+
+    guided = jax.jit(sj.autoguidance(gaussian(2.0), weaker, 3.0, 2.0))
+    for level in ([0, 1, 1, 0, 1, 1], [0, 1, 2, 0, 1, 1]):
+        jax.block_until_ready(guided(X, jnp.asarray(level)))
+        jax.effects_barrier()
+    assert len(calls) == 1
+
+
 def test_other_parameters_and_weights_do_not_compile_again():
     (init, apply), params = conditional_network()
 

@@ -6,6 +6,7 @@ Configs end here: the functions called with these objects take arrays, numbers a
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -410,7 +411,7 @@ def width_setting(settings: Mapping[str, Any]) -> str:
 
 
 def build_start(
-    settings: Mapping[str, Any], sigmas: jax.Array, in_logits: bool
+    settings: Mapping[str, Any], sigmas: jax.Array, in_logits: bool, model: Mapping[str, Any]
 ) -> Callable[[Keys, tuple[int, ...]], Array]:
     """The distribution from which chains start, (keys, shape) -> x.
 
@@ -418,10 +419,23 @@ def build_start(
         settings: The config's section `sampling`.
         sigmas: Noise levels, decreasing.
         in_logits: If True, the network takes logits of pixels.
+        model: The config's section `model`.
 
     Returns:
         A function; equal settings give equal functions, so that compiled programs are reused.
+
+    Raises:
+        ValueError: If the start needs the moments of the data, and the network does not have them.
     """
+    if settings["start"] == "data":
+        if model.get("data_mean") is None or model.get("data_std") is None:
+            raise ValueError(
+                "config.sampling.start='data' needs config.model.data_mean and data_std, which "
+                f"config.model.name={model['name']!r} does not have here: set them, or use "
+                "normal"
+            )
+        std = math.hypot(float(sigmas[0]), model["data_std"])
+        return normal_start(std, float(model["data_mean"]))
     if settings["start"] == "uniform":
         return LogitStart(uniform_start()) if in_logits else uniform_start()
     center = 0.0 if in_logits else 0.5  # The logit of 0.5 is 0.

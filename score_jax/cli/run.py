@@ -37,7 +37,7 @@ from score_jax.devices import check_agreement, check_divides, described
 from score_jax.evaluation.diagnostics import ChainObserver, DataMoments
 from score_jax.guidance import autoguidance, class_guidance, without_label
 from score_jax.network import score_fn
-from score_jax.noise import geometric_sigmas
+from score_jax.noise import geometric_sigmas, level_at
 from score_jax.records import RunIdentity
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.sampling import Chains, takes_observer
@@ -107,8 +107,14 @@ class Run:
     def score_fn(self, params: Params) -> Callable[..., Array]:
         """The score function of the network with these parameters."""
         if isinstance(params, Autoguided):
-            weight = self.config["sampling"]["autoguidance_weight"]
-            return autoguidance(self.score_fn(params.params), self.score_fn(params.weaker), weight)
+            settings = self.config["sampling"]
+            largest = settings["autoguidance_sigma_max"]
+            return autoguidance(
+                self.score_fn(params.params),
+                self.score_fn(params.weaker),
+                settings["autoguidance_weight"],
+                0.0 if largest is None else level_at(largest, self.sigmas),
+            )
         return score_fn(self.model, params)
 
     def for_samples(self, params: Params, step: int) -> Params:
@@ -339,7 +345,7 @@ def open_run(
     step_size = build.build_step_size(settings, sampler, sigmas)
     trainer = build.build_trainer(config, data, model, sigmas)
 
-    start = build.build_start(config["sampling"], sigmas, config["data"]["logit"])
+    start = build.build_start(config["sampling"], sigmas, config["data"]["logit"], config["model"])
 
     # Trace the functions and the network, with shapes alone.
     own.check_objective(config["loss"], build.build_loss(config["loss"]), sigmas, shape)

@@ -50,7 +50,7 @@ def settings_of(
 
 def _autoguidance(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of autoguidance, if there is any."""
-    names = ("autoguidance_step", "autoguidance_weight")
+    names = ("autoguidance_step", "autoguidance_weight", "autoguidance_sigma_max")
     chosen = {name: config["sampling"][name] for name in names}
     return {} if chosen["autoguidance_step"] is None else chosen
 

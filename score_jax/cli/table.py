@@ -322,7 +322,7 @@ _TABLE = (
         "loss.num_references",
         0,
         "Number of training examples that stabilise the targets of dsm in training, for data "
-        "without labels; 0 for none.",
+        "without labels; 0 takes targets of one example.",
         low=0,
         high=1_000_000,
         before=0,
@@ -461,10 +461,10 @@ _TABLE = (
     ),
     _choice(
         "sampling.start",
-        ("uniform", "normal"),
+        ("uniform", "normal", "data"),
         "uniform",
-        "Start of the chains: uniform in [0, 1], or normal with mean 0.5 and standard deviation "
-        "sigma_max.",
+        "Start of the chains: uniform in [0, 1]; normal with mean 0.5 and standard deviation "
+        "sigma_max; data, normal with mean data_mean and variance sigma_max^2 + data_std^2.",
     ),
     _count(
         "sampling.num_steps",
@@ -569,6 +569,15 @@ _TABLE = (
         0.0,
         100.0,
         before=2.0,
+    ),
+    _number(
+        "sampling.autoguidance_sigma_max",
+        None,
+        "Largest sigma at which the weaker network guides the samples; none guides at all.",
+        1e-6,
+        1e6,
+        optional=True,
+        before=None,
     ),
 )
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in _TABLE}
