@@ -6,6 +6,7 @@ This module takes functions and arrays; compiling them with `jax.jit` or `jax.pm
 choice.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,7 +60,7 @@ class Trainer(NamedTuple):
             this device's share of the batch, before `prepare`; `label` its labels, for a
             conditional network; `axis_name` the pmapped axis over which the batch is split.
         loss: (key, params, x, label=None, *, axis_name=None) -> (mean loss, nonfinite_level), the
-            function that `step` differentiates.
+            objective on held-out examples.
         model: The network as a pair of pure functions.
         sigmas: Noise levels, decreasing.
     """
@@ -80,6 +81,7 @@ def make_trainer(
     ema_decay: float = 0.999,
     draw_levels: Callable[..., Array] = uniform_levels,
     prepare: Callable[..., tuple[Array, Array | None]] = prepare_pixels,
+    step_loss_fn: LossFn | None = None,
 ) -> Trainer:
     """Builds the training step of a score network.
 
@@ -96,6 +98,8 @@ def make_trainer(
         prepare: (keys, x, label) -> (x, label), the random part of data loading, one key per
             example. The default dequantises uint8 pixels to [0, 1) and leaves floats unchanged;
             `data.transforms.make_prepare` builds others.
+        step_loss_fn: Loss that a step differentiates and reports, if it is not `loss_fn`: one with
+            the same gradient on average, such as `annealed_dsm` with references.
 
     Returns:
         The trainer. Example i of a batch draws the same random numbers on any number of devices.
@@ -111,7 +115,7 @@ def make_trainer(
     if not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay={ema_decay} must be in [0, 1)")
 
-    def local_loss(key, params, x, label, axis_name):
+    def local_loss(loss_fn, key, params, x, label, axis_name):
         # Number the examples of the whole batch, so that keys do not depend on the devices.
         position = 0 if axis_name is None else jax.lax.axis_index(axis_name)
         num_devices = 1 if axis_name is None else jax.lax.psum(1, axis_name)
@@ -134,7 +138,7 @@ def make_trainer(
         return value, grads, jnp.max(jnp.where(one_hot > 0, levels, -1))
 
     def loss(key, params, x, label=None, *, axis_name=None):
-        value, nonfinite_level = local_loss(key, params, x, label, axis_name)
+        value, nonfinite_level = local_loss(loss_fn, key, params, x, label, axis_name)
         value, _, nonfinite_level = over_devices(value, (), nonfinite_level, axis_name)
         return value, nonfinite_level
 
@@ -147,7 +151,8 @@ def make_trainer(
         step_key = jax.random.fold_in(key, state.step)
 
         # Loss and gradient of this device's share, then their mean over all devices.
-        grad_fn = jax.value_and_grad(local_loss, argnums=1, has_aux=True)
+        step_loss = functools.partial(local_loss, step_loss_fn or loss_fn)
+        grad_fn = jax.value_and_grad(step_loss, argnums=1, has_aux=True)
         (value, nonfinite_level), grads = grad_fn(step_key, state.params, x, label, axis_name)
         value, grads, nonfinite_level = over_devices(value, grads, nonfinite_level, axis_name)
 

@@ -280,6 +280,10 @@ def test_the_page_of_settings_is_up_to_date():
         ),
         ({"data__labels": False}, r"label_dropout=0\.1 needs config\.data\.labels=True"),
         (
+            {"loss__num_references": 10},
+            r"num_references=10 needs data without labels: set it to 0, or set config",
+        ),
+        (
             {"data__logit": True, "data__dequantize": False},
             r"logit=True needs config\.data\.dequan",
         ),
@@ -289,6 +293,16 @@ def test_what_is_wrong_is_named(changes, words):
     with pytest.raises(ValueError, match=words) as found:
         validate(digits(**changes))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("name", ["ssm", "implicit"])
+def test_references_need_an_objective_that_takes_them(name):
+    config = digits(data__labels=False, data__label_dropout=0.0, loss__num_references=10)
+    build.build_loss(config["loss"])
+    config["loss"]["name"] = name
+    words = rf"num_references=10 needs an objective that takes references, .*name='{name}' does"
+    with pytest.raises(ValueError, match=words):
+        build.build_loss(config["loss"])
 
 
 def test_technique_4_needs_two_levels():

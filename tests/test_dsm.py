@@ -5,7 +5,7 @@ import pytest
 from truths import assert_mean
 
 from score_jax.analytic import gaussian_score_fn, mixture_score_fn
-from score_jax.losses.dsm import annealed_dsm, denoising_score_matching
+from score_jax.losses.dsm import annealed_dsm, denoising_score_matching, stable_noise
 from score_jax.noise import geometric_sigmas, perturb
 
 SIGMAS = geometric_sigmas(2.0, 0.1, 5)
@@ -115,3 +115,57 @@ def test_under_jit_grad_vmap_and_pmap():
     step = 1e-2
     numeric = (loss(0.5 + step, keys, x, level) - loss(0.5 - step, keys, x, level)) / (2 * step)
     np.testing.assert_allclose(jax.grad(loss)(0.5, keys, x, level), numeric, rtol=1e-3)
+
+
+def test_stable_noise_is_the_exact_score_of_the_examples():
+    """{x, references} is a mixture of point masses, whose perturbed score is known."""
+    _, noise, level = draws(20, (2, 3))
+    x, references = jax.random.normal(jax.random.key(5), (1, 2, 3)), noise[:7] + 0.5
+    stable = stable_noise(jnp.tile(x, (20, 1, 1)), noise, level, SIGMAS, references)
+    points = jnp.concatenate([x, references]).reshape(8, 6)
+    score_fn = mixture_score_fn(jnp.full(8, 1 / 8), points, jnp.zeros(8), SIGMAS)
+    perturbed = perturb(jnp.tile(x, (20, 1, 1)), noise, level, SIGMAS).reshape(20, 6)
+    expected = -SIGMAS[level][:, None] * score_fn(perturbed, level)
+    np.testing.assert_allclose(stable.reshape(20, 6), expected, atol=2e-5)
+
+
+def test_stable_noise_is_the_noise_itself_far_from_all_references():
+    _, noise, level = draws(10, (784,))
+    x, references = jnp.zeros((10, 784)), jnp.ones((5, 784))
+    assert bool((stable_noise(x, noise, level, SIGMAS, references) == noise).all())
+
+
+def test_references_keep_the_mean_of_the_gradient_and_lower_its_variance():
+    """For N(0, v I), and the score -a x / (v + sigma^2): the mean gradient vanishes at a = 1."""
+    v, n, number, level = 0.7, 4000, 16, 0
+    sigma = float(SIGMAS[level])
+
+    @jax.vmap
+    def gradients(key):
+        own, others, noise = jax.random.split(key, 3)
+        x = v**0.5 * jax.random.normal(own, (1, 2))
+        references = v**0.5 * jax.random.normal(others, (number, 2))
+
+        def loss(a, references):
+            def score_fn(x, level):
+                return -a * x / (v + sigma**2)
+
+            noises = jax.random.normal(noise, (1, 2))
+            levels = jnp.full(1, level)
+            return denoising_score_matching(
+                score_fn, x, noises, levels, SIGMAS, references=references
+            )[0]
+
+        return jax.grad(loss)(1.0, references), jax.grad(loss)(1.0, None)
+
+    stable, plain = gradients(jax.random.split(jax.random.key(3), n))
+    assert_mean(stable, 0.0)
+    assert_mean(plain, 0.0)
+    assert float(jnp.var(stable)) < 0.5 * float(jnp.var(plain))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (0, 2), (2,)])
+def test_references_of_another_shape_are_refused(shape):
+    keys, noise, level = draws(4, (2,))
+    with pytest.raises(ValueError, match="references of shape"):
+        annealed_dsm(keys, lambda x, level: x, noise, level, SIGMAS, references=jnp.zeros(shape))

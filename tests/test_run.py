@@ -8,6 +8,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from runs import (
@@ -28,11 +29,14 @@ from runs import (
 
 from score_jax import fitting, sampling
 from score_jax.checkpoint import Checkpoints
+from score_jax.cli import build
 from score_jax.cli.config_files import load_config
 from score_jax.cli.interrupts import Stopped
+from score_jax.cli.moments import prepared_examples
 from score_jax.data.dataset import batch_index
 from score_jax.losses import dsm
-from score_jax.noise import example_keys, standard_normal
+from score_jax.noise import example_keys, run_keys, standard_normal
+from score_jax.training import make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -369,3 +373,27 @@ def test_a_dry_run_estimates_and_writes_nothing(tmp_path, monkeypatch, capsys):
         assert run_mode(make_command(folder, mode, perceptron(), dry_run=True))
     assert "training: 0 steps" in capsys.readouterr().out
     assert tree(folder) == before
+
+
+def test_a_run_takes_training_examples_as_references(tmp_path):
+    """The loss of its first step is that of the objective with these references."""
+    one = {"training__num_steps": 1, "training__log_every": 1, "training__checkpoint_every": 1}
+    config = perceptron(loss__num_references=64, optim__warmup_steps=0, **one)
+    train(tmp_path / "run", config)
+    run = opened(tmp_path / "run", "train")
+    references = prepared_examples(run, 64)
+    assert references.shape == (64, *run.shape)
+    trainer = make_trainer(
+        run.trainer.model,
+        functools.partial(dsm.annealed_dsm, references=references),
+        optax.sgd(0.1),
+        run.sigmas,
+        draw_levels=build.resolve(build.LEVELS, config["loss"]["levels"], "loss.levels"),
+        prepare=build.build_prepare(config["data"], run.data),
+    )
+    x, batch_size = run.data.train, config["training"]["batch_size"]
+    state = trainer.init(fitting.initial_params(run.trainer, x))
+    index = batch_index(0, 0, len(x), batch_size)
+    _, metrics = trainer.step(run_keys(0)["train"], state, x[index])
+    saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    np.testing.assert_allclose(saved["train_loss"], [[1, float(metrics.loss)]], rtol=1e-4)

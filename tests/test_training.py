@@ -64,16 +64,27 @@ def test_two_devices_take_the_same_step_as_one(draw_levels, size):
     assert not np.array_equal(alone[0].params["offset"], params["offset"])
 
 
-def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws():
-    trainer = make_trainer(model_of(linear), annealed_dsm, optax.sgd(0.1), SIGMAS, ema_decay=0.9)
+stable_dsm = functools.partial(annealed_dsm, references=data(9, seed=1))
+
+
+@pytest.mark.parametrize("step_loss_fn", [None, stable_dsm])
+def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws(step_loss_fn):
+    trainer = make_trainer(
+        model_of(linear),
+        annealed_dsm,
+        optax.sgd(0.1),
+        SIGMAS,
+        ema_decay=0.9,
+        step_loss_fn=step_loss_fn,
+    )
     state, x = trainer.init(linear_params()), data(6)
     new, metrics = trainer.step(KEY, state, x)
     level_key, _, loss_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
     level = uniform_levels(level_key, np.arange(6), batch_size=6, num_levels=4)
 
-    def loss(params):
+    def loss(params, loss_fn=step_loss_fn or annealed_dsm):
         keys, score_fn = example_keys(loss_key, np.arange(6)), functools.partial(linear, params)
-        return annealed_dsm(keys, score_fn, x, level, SIGMAS).mean()
+        return loss_fn(keys, score_fn, x, level, SIGMAS).mean()
 
     value, grads = jax.value_and_grad(loss)(linear_params())
     np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
@@ -81,6 +92,9 @@ def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws():
     np.testing.assert_allclose(new.params["slope"], 1 - 0.1 * grads["slope"], rtol=1e-5)
     assert int(new.step) == 1
     assert int(metrics.nonfinite_level) == -1
+    # The objective on held-out examples is the first one.
+    value, _ = trainer.loss(jax.random.fold_in(KEY, 0), linear_params(), x)
+    np.testing.assert_allclose(value, loss(linear_params(), annealed_dsm), rtol=1e-6)
 
 
 def test_moving_average_follows_its_formula():

@@ -4,6 +4,7 @@ Configs end here: the functions called with these objects take arrays, numbers a
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -162,7 +163,14 @@ def build_loss(settings: Mapping[str, Any]) -> LossFn:
     Raises:
         ValueError: If the objective is unknown or does not take its settings.
     """
-    loss_fn = resolve(LOSSES, settings["name"], "loss.name")
+    name, number = settings["name"], settings["num_references"]
+    loss_fn = resolve(LOSSES, name, "loss.name")
+    parameters = signature(loss_fn, f"config.loss.name={name!r}").parameters
+    if number and "references" not in parameters:
+        raise ValueError(
+            f"config.loss.num_references={number} needs an objective that takes references, and "
+            f"config.loss.name={name!r} does not: set it to 0, or use dsm"
+        )
     return _bound(loss_fn, arguments_of(loss_fn, "loss", settings, without=("name", "levels")))
 
 
@@ -263,21 +271,37 @@ def build_model(
 
 
 def build_trainer(
-    config: Mapping[str, Any], data: Dataset | None, model: Any, sigmas: jax.Array
+    config: Mapping[str, Any],
+    data: Dataset | None,
+    model: Any,
+    sigmas: jax.Array,
+    references: np.ndarray | None = None,
 ) -> Trainer:
     """The trainer that a config describes.
 
+    Args:
+        config: The config.
+        data: The data set, or None.
+        model: The network.
+        sigmas: Noise levels, decreasing.
+        references: Examples that stabilise the targets of its steps; None for none.
+
     Raises:
-        ValueError: If the config names an objective that is unknown.
+        ValueError: If the config names an objective that is unknown or does not take its settings.
     """
+    loss_fn = build_loss(config["loss"])
+    step_loss_fn = None
+    if references is not None:
+        step_loss_fn = functools.partial(loss_fn, references=jnp.asarray(references))
     return make_trainer(
         model,
-        build_loss(config["loss"]),
+        loss_fn,
         build_optimizer(config["optim"], config["training"]["num_steps"]),
         sigmas,
         ema_decay=config["optim"]["ema_decay"],
         draw_levels=resolve(LEVELS, config["loss"]["levels"], "loss.levels"),
         prepare=build_prepare(config["data"], data),
+        step_loss_fn=step_loss_fn,
     )
 
 

@@ -125,6 +125,9 @@ def _needs(config, shape, num_devices, batches, trains) -> Iterator[Need]:
             number = loss["num_projections"]
             names = ("loss.num_projections", "training.batch_size")
             yield Need(4 * number * batch * size, "the projections", names)
+        if loss["num_references"]:
+            number, names = loss["num_references"], ("loss.num_references",)
+            yield Need(4 * number * num_devices * size, "the references", names)
     if "sampling" in batches:
         sampling = config["sampling"]
         frames, batch = sampling["num_frames"], sampling["batch_size"]

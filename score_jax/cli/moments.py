@@ -39,7 +39,8 @@ def prepared_examples(run: Any, most: int) -> np.ndarray:
     train = run.data.train
     index = spread_index(len(train), min(len(train), most))
     settings, num_values = run.config["data"], run.data.num_values
-    prepare = make_prepare(num_values, dequantize=settings["dequantize"], logit=settings["logit"])
+    names = ("dequantize", "flip", "logit")
+    prepare = make_prepare(num_values, **{name: settings[name] for name in names})
     keys = example_keys(run_keys(run.config["seed"])["evaluate"], index)
     return np.asarray(prepare(keys, train[index])[0])
 

@@ -405,6 +405,12 @@ def _check_together(settings: Mapping[str, Any]) -> None:
             f"config.data.label_dropout={dropout} needs config.data.labels=True: set it to 0 "
             "without labels"
         )
+    references = settings["loss.num_references"]
+    if references and settings["data.labels"]:
+        raise ValueError(
+            f"config.loss.num_references={references} needs data without labels: set it to 0, or "
+            "set config.data.labels to False"
+        )
     warmup, num_steps = settings["optim.warmup_steps"], settings["training.num_steps"]
     if warmup >= num_steps:
         raise ValueError(

@@ -318,6 +318,15 @@ _TABLE = (
         optional=True,
         before=None,
     ),
+    _count(
+        "loss.num_references",
+        0,
+        "Number of training examples that stabilise the targets of dsm in training, for data "
+        "without labels; 0 for none.",
+        low=0,
+        high=1_000_000,
+        before=0,
+    ),
     _choice(
         "loss.projection",
         ("rademacher", "gaussian", "sphere"),

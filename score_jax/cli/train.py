@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from score_jax.checkpoint import Checkpoints
-from score_jax.cli import images, interrupts, lock, provenance, samples, workdir
+from score_jax.cli import build, images, interrupts, lock, provenance, samples, workdir
 from score_jax.cli.events import EventWriter
 from score_jax.cli.flags import Command
 from score_jax.cli.judging import RunJudge, add_scalars, is_judged, judge_final
@@ -64,7 +64,7 @@ def train_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     if command.dry_run:
         from score_jax.cli.estimate import estimate_training
 
-        return estimate_training(opened())
+        return estimate_training(with_stable_targets(opened()))
     folder = Path(command.workdir)
     if _in_any_process((folder / "config.json").is_file()):
         with lock.held(folder):
@@ -94,7 +94,8 @@ def _train(command: Command, devices: Sequence[jax.Device], run: Run) -> bool:
     if run.step == num_steps:
         announce(f"training is complete ({num_steps} steps)")
     else:
-        run = dataclasses.replace(run, state=None)  # `fit` restores it; do not keep it twice.
+        # `fit` restores the state; do not keep it twice.
+        run = with_stable_targets(dataclasses.replace(run, state=None))
         run.folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(run.folder / "config.json", run.config)
         write_moments(run)
@@ -161,6 +162,16 @@ def _measured(run: Run) -> TrainState | None:
     with naming("model"):
         params = with_principal_components(params, prepared_examples(run, MEASURED))
     return run.trainer.init(params)
+
+
+def with_stable_targets(run: Run) -> Run:
+    """The run, with training examples as references of its objective if the config asks for it."""
+    number = run.config["loss"]["num_references"]
+    if not number:
+        return run
+    references = prepared_examples(run, number)
+    trainer = build.build_trainer(run.config, run.data, run.trainer.model, run.sigmas, references)
+    return dataclasses.replace(run, trainer=trainer)
 
 
 def _in_any_process(fact: bool) -> bool:
