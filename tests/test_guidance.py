@@ -69,7 +69,7 @@ def test_an_error_that_the_weaker_network_has_twice_is_removed():
     np.testing.assert_allclose(guided(X, LEVEL), true(X, LEVEL), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("first", [0.0, 1.5, 2, 3.5])
+@pytest.mark.parametrize("first", [0.0, 1.5, 2.0, 3.5])
 def test_the_weaker_network_guides_from_the_first_level_on_only(first):
     guided = sj.autoguidance(gaussian(2.0), gaussian(-1.0), 3.0, first)
     better, expected = gaussian(2.0)(X, LEVEL), gaussian(8.0)(X, LEVEL)

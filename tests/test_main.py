@@ -51,7 +51,8 @@ def test_without_flags_the_digits_are_trained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = parse([])
     config = config_files.load_config("digits")
-    assert found == Command(mode="train", config=config, workdir=Path("runs/digits"))
+    expected = Command(mode="train", config=config, workdir=Path("runs/digits"), is_default=True)
+    assert found == expected
     assert found.options == Options()
 
 
@@ -234,7 +235,8 @@ def test_a_flag_that_a_mode_does_not_use_is_refused(mode, flag):
 def test_every_flag_is_used_by_some_mode():
     used = {flag for mode in MODES.values() for flag in mode.flags} | set(EVERY_MODE)
     assert used == {flag.name for flag in FLAGS}
-    assert set(Options._fields) | set(Command._fields) - {"options"} == used - {"help"}
+    own = {"options", "changes", "is_default"}
+    assert set(Options._fields) | set(Command._fields) - own == used - {"help"}
 
 
 READ = {
@@ -908,5 +910,6 @@ def test_a_mode_gets_its_command_and_devices(tmp_path, monkeypatch):
     replaced(monkeypatch, "evaluate", lambda *arguments: seen.append(arguments) or True)
     assert main.main(["--mode=evaluate", f"--workdir={tmp_path}", "--devices=1"]) == 0
     [(command, devices)] = seen
-    assert command == make_command(tmp_path, "evaluate", command.config)._replace(devices=1)
+    expected = make_command(tmp_path, "evaluate", command.config)
+    assert command == expected._replace(devices=1, is_default=True)
     assert devices == jax.devices()[:1]

@@ -112,6 +112,8 @@ class Command(NamedTuple):
         cache: Folder for compiled programs; "" for none, None for the usual one.
         dry_run: If True, write nothing.
         options: The other flags.
+        changes: The settings that flags give, by dotted name.
+        is_default: If True, neither --config nor a run in --workdir chose the config.
     """
 
     mode: str
@@ -121,6 +123,8 @@ class Command(NamedTuple):
     cache: str | None = None
     dry_run: bool = False
     options: Options = Options()
+    changes: Mapping[str, Any] = {}
+    is_default: bool = False
 
 
 def parse(arguments: Sequence[str]) -> Command | None:
@@ -136,8 +140,9 @@ def parse(arguments: Sequence[str]) -> Command | None:
     values = _parsed(_translated(arguments))
     if not values["help"].value:
         _check_used(values)
-    start, folder = _start(values)
-    config = _overridden(start, _given(values))
+    start, folder, is_default = _start(values)
+    changes = _given(values)
+    config = overridden(start, changes)
     if values["help"].value:
         print(_help(values, config))
         return None
@@ -150,6 +155,8 @@ def parse(arguments: Sequence[str]) -> Command | None:
         cache=values["cache"].value,
         dry_run=values["dry_run"].value,
         options=Options(**{name: values[name].value for name in Options._fields}),
+        changes=changes,
+        is_default=is_default,
     )
 
 
@@ -314,11 +321,12 @@ def _check_used(values: flags.FlagValues) -> None:
             )
 
 
-def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path]:
+def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path, bool]:
     """The config, before settings of the command line change it, and the workdir.
 
     The config is that of --config; else the one saved in the workdir; else the published one of
-    the checkpoint to import; else that of the digits.
+    the checkpoint to import; else that of the digits. The last value is True if neither flag
+    chose it.
     """
     name, checkpoint = values["config"].value, values["checkpoint"].value
     default = DEFAULT_CONFIG
@@ -331,11 +339,17 @@ def _start(values: flags.FlagValues) -> tuple[dict[str, Any], Path]:
     folder = Path(values["workdir"].value or Path("runs", stem))
 
     saved = workdir.read_json(folder / "config.json") if name is None else None
-    return load_config(name or default) if saved is None else completed(saved), folder
+    is_default = name is None and (saved is None or values["workdir"].value is None)
+    config = load_config(name or default) if saved is None else completed(saved)
+    return config, folder, is_default
 
 
-def _overridden(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def overridden(start: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the settings of the command line.
+
+    Args:
+        start: The config that they change.
+        given: Dotted names and values; values of settings that are not in the table are text.
 
     Raises:
         ValueError: If it cannot have such a setting.

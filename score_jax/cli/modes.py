@@ -309,7 +309,7 @@ FLAGS = (
         "subsample",
         int,
         None,
-        "Number of training images among which the largest distance is sought; by default all.",
+        "Number of training images that the suggestion is derived from; by default all.",
         low=2,
         high=MANY,
     ),

@@ -13,29 +13,41 @@ import jax
 import numpy as np
 
 from score_jax.cli import build, workdir
-from score_jax.cli.flags import Command
+from score_jax.cli.flags import Command, overridden
 from score_jax.cli.names import takes
-from score_jax.cli.settings import is_own, validate
+from score_jax.cli.settings import is_own, plain, small_image_levels, small_images, validate
 from score_jax.cli.table import MODELS, SECTIONS, SETTINGS, SOURCES
-from score_jax.data.dataset import Dataset, in_memory
+from score_jax.data.dataset import Dataset, in_memory, spread_index
 from score_jax.data.files import UnreadableImageError
 from score_jax.data.transforms import logit, unit_scale
 from score_jax.gaussian_law import final_variance
+from score_jax.models.preconditioning import principal_components
 from score_jax.noise import geometric_sigmas
 from score_jax.progress import announce
 from score_jax.reading import expanded, listed, matching_files
 from score_jax.sampling import default_step_size
-from score_jax.schedule import Distance, largest_distance, num_levels_for, overlap
+from score_jax.schedule import largest_distance, num_levels_for, overlap
 
 LARGEST_SIZE = 32
 """Height and width of images to which larger ones, or ones of several sizes, are resized if the
 config does not say."""
+SMALLEST_SIZE = 16
+"""Height and width of the smallest images that get the settings of `small_images`."""
 FEWEST_LEVELS = 10
 """In few dimensions, technique 2 asks for fewer levels, too far apart for short chains."""
-
-
-TOLERANCE = 0.03
-"""Relative error of the variance with which chains may end on Gaussian data."""
+COMPONENT_LEVEL = 4.4
+"""Lower bound of the first of normally distributed levels, in units of the standard deviation
+along the first principal component. The start of the chains then has at least 95 % of the variance
+of the perturbed data in every direction."""
+COMPONENT_EXAMPLES = 2048
+"""Largest number of examples that this standard deviation is taken from."""
+LEAST_COMPONENT = 1e-5
+"""Standard deviation along the first principal component below which examples coincide."""
+EXAMPLES_PER_COMPONENT = 10
+"""Smallest number of training examples for each principal component of a U-Net."""
+TOLERANCE, TOLERANCE_OF_NORMAL = 0.03, 0.06
+"""Relative error of the variance with which chains may end on Gaussian data; that for normally
+distributed levels is the error of configs/mnist_small.py."""
 FACTORS = (1, 2, 5, 10, 20, 50)
 """Multiples of the config's steps that are tried."""
 
@@ -61,37 +73,52 @@ class Examples(NamedTuple):
         return self.x.shape[1:]
 
 
-class Suggestion(NamedTuple):
-    """Noise levels and a step size for a data set.
+class Levels(NamedTuple):
+    """Noise levels for a data set.
 
     Attributes:
-        distance: Largest distance between two training examples, and their indices.
-        sigma_max: First noise level, from that distance (technique 1).
-        sigma_min: Last noise level, that of the config.
-        num_levels: Number of levels, at least `fewest_levels`.
-        fewest_levels: Number of levels by technique 2.
-        overlap: Overlap of the noise radii of adjacent levels.
+        sigma_max: First noise level.
+        sigma_min: Last noise level.
+        num_levels: Number of levels.
+        lines: Lines about their derivation, to be printed.
+        method: One sentence about it, for the docstring of a config.
+    """
+
+    sigma_max: float
+    sigma_min: float
+    num_levels: int
+    lines: tuple[str, ...]
+    method: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The section `noise` of a config."""
+        return {name: getattr(self, name) for name in ("sigma_max", "sigma_min", "num_levels")}
+
+
+class Suggestion(NamedTuple):
+    """Noise levels and steps of the sampler for a data set.
+
+    Attributes:
+        levels: The noise levels.
         num_steps: Steps of the sampler: those of the config, or as many more as bring `ratio`
-            within `TOLERANCE` of 1.
+            within `tolerance` of 1.
         step_size: Step size at the last level (technique 4, or that of ancestral sampling); None
             for a sampler without one.
         config_ratio: `ratio` with the steps of the config.
         ratio: Final variance of chains on a Gaussian with the standard deviation of the data, over
             that of the data; None for a user's own sampler.
+        tolerance: Allowed distance of `ratio` from 1.
         mean: Mean of the examples.
         std: Standard deviation of the examples.
     """
 
-    distance: Distance
-    sigma_max: float
-    sigma_min: float
-    num_levels: int
-    fewest_levels: int
-    overlap: float
+    levels: Levels
     num_steps: int
     step_size: float | None
     config_ratio: float | None
     ratio: float | None
+    tolerance: float
     mean: float
     std: float
 
@@ -108,11 +135,11 @@ def schedule_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     file = command.options.write and expanded(command.options.write)
     if file:
         check_config_file(file)
-    examples = read_examples(command.config, command.options.subsample)
-    found = suggest(command.config, examples)
-    print_suggestion(found, examples)
+    config, examples = read_examples(command)
+    found = suggest(config, examples, command.changes)
+    print_suggestion(found)
     if file:
-        config = config_for_data(command.config, examples, found)
+        config = config_for_data(config, examples, found)
         validate(config)
         write_config(file, config, examples, found)
         announce(f"wrote {file}")
@@ -130,41 +157,74 @@ def check_config_file(file: Path) -> None:
         raise FileNotFoundError(f"--write={file}: there is no folder {file.absolute().parent}")
 
 
-def read_examples(config: Mapping[str, Any], subsample: int | None) -> Examples:
+def read_examples(command: Command) -> tuple[dict[str, Any], Examples]:
     """Reads the training examples, or a random part of them, in the network's unit.
 
     Without a size in the config, images of a source that can resize them keep their size if all
     have the same and a small U-Net can take it; otherwise they are resized.
 
-    Args:
-        config: The config.
-        subsample: Number of examples to read; None reads all.
+    Returns:
+        The config to adapt to the examples, as `suited_config`, and the examples.
 
     Raises:
         ValueError: If the source does not fit the config, there are fewer than two examples, or
             there are more than memory may hold.
         OSError: If a file is missing.
     """
-    settings = dict(config["data"])
+    settings = dict(command.config["data"])
     resizes = takes(SOURCES, settings["source"], "data.source", "transform")
     if resizes and settings["size"] is None:
         # Images of another shape than the first, or damaged ones, are found when they are read.
         with contextlib.suppress(UnreadableImageError):
             data = build.open_source(settings)
             if _is_small(data.train.shape[1:]):
-                return _read(config, settings, data, subsample)
+                return _suited_and_read(command, settings, data)
         settings |= {"size": LARGEST_SIZE, "channels": settings["channels"] or 3}
         announce(
             f"images are resized to {LARGEST_SIZE}x{LARGEST_SIZE}; --config.data.size chooses "
             "another size"
         )
-    return _read(config, settings, build.open_source(settings), subsample)
+    return _suited_and_read(command, settings, build.open_source(settings))
 
 
 def _is_small(shape: tuple[int, ...]) -> bool:
     """True for square images that a small U-Net takes as they are."""
     height, width = shape[:2]
     return height == width and height % 2 == 0 and height <= LARGEST_SIZE
+
+
+def _suited_and_read(
+    command: Command, settings: dict[str, Any], data: Dataset
+) -> tuple[dict[str, Any], Examples]:
+    config = suited_config(command, settings, data.train.shape[1:])
+    return config, _read(config, dict(config["data"]), data, command.options.subsample)
+
+
+def suited_config(
+    command: Command, settings: dict[str, Any], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """The config of a command with its data; for small images, `small_images` as the default.
+
+    A config that --config or --workdir chose stays.
+
+    Args:
+        command: The command.
+        settings: The section `data` with which the data set was opened.
+        shape: Shape of one example.
+    """
+    is_image = len(shape) == 3 and shape[2] in (1, 3)
+    if not (command.is_default and is_image and _is_small(shape) and shape[0] >= SMALLEST_SIZE):
+        return {**command.config, "data": settings}
+
+    # `config_for_data` replaces the mean and the standard deviation.
+    size, _, channels = shape
+    arguments = {"size": size, "channels": channels, "mean": 0.5, "std": 0.5}
+    if "training.num_steps" in command.changes:
+        arguments["num_steps"] = command.changes["training.num_steps"]
+    config = overridden(plain(small_images(**arguments)), command.changes)
+    config["data"] |= {"size": size, "channels": channels}
+    announce(f"images of {size}x{size}: the settings are those of --config=mnist_small")
+    return config
 
 
 def _read(
@@ -196,8 +256,7 @@ def _read(
         rng = np.random.default_rng(config["seed"])
         index = np.sort(rng.permutation(number)[:subsample])
     announce(
-        f"largest distance between two of {len(index)} of {number} training examples "
-        f"{list(data.train.shape[1:])} ..."
+        f"reading {len(index)} of {number} training examples {list(data.train.shape[1:])} ..."
     )
     stored = in_memory(data.train) if len(index) == number else data.train[index]
     x = unit_scale(stored, data.num_values, settings["dequantize"])
@@ -206,14 +265,50 @@ def _read(
     return Examples(settings, data, index, x)
 
 
-def suggest(config: Mapping[str, Any], examples: Examples) -> Suggestion:
-    """Applies techniques 1, 2 and 4 of NCSNv2 to a data set.
+def suggest(
+    config: Mapping[str, Any], examples: Examples, changes: Mapping[str, Any]
+) -> Suggestion:
+    """Derives noise levels and the steps of the sampler from a data set.
+
+    Args:
+        config: The config, whose levels are replaced.
+        examples: The training examples.
+        changes: The settings that flags give, by dotted name.
+
+    Raises:
+        ValueError: If the examples are too close to each other for the last noise level.
+    """
+    is_normal = config["loss"]["levels"] == "normal"
+    std = float(np.std(examples.x, dtype=np.float64))
+    if is_normal:
+        levels = normally_distributed_levels(config, examples, std, changes)
+    else:
+        levels = levels_by_techniques(config, examples)
+    tolerance = TOLERANCE_OF_NORMAL if is_normal else TOLERANCE
+    sigmas = geometric_sigmas(**levels.settings)
+    sampler = build.build_sampler(config["sampling"])
+    num_steps, ratio, config_ratio = suggest_steps(
+        sampler, sigmas, std, config["sampling"], tolerance
+    )
+    return Suggestion(
+        levels=levels,
+        num_steps=num_steps,
+        step_size=default_step_size(sampler, sigmas, num_steps),
+        config_ratio=config_ratio,
+        ratio=ratio,
+        tolerance=tolerance,
+        mean=float(np.mean(examples.x, dtype=np.float64)),
+        std=std,
+    )
+
+
+def levels_by_techniques(config: Mapping[str, Any], examples: Examples) -> Levels:
+    """Noise levels by techniques 1 and 2 of NCSNv2, down to the last level of a config.
 
     Raises:
         ValueError: If the config's last noise level is not below the largest distance.
     """
     sigma_min = config["noise"]["sigma_min"]
-    num_steps = config["sampling"]["num_steps"]
     dimension = int(np.prod(examples.shape))
     distance = largest_distance(examples.x)
     if distance.value <= sigma_min:
@@ -221,43 +316,86 @@ def suggest(config: Mapping[str, Any], examples: Examples) -> Suggestion:
             f"the largest distance, {distance.value:.4g}, is not above config.noise.sigma_min="
             f"{sigma_min:g}: lower it, or scale the data to about unit size"
         )
-    distance = distance._replace(
-        first=int(examples.index[distance.first]), second=int(examples.index[distance.second])
-    )
+    first, second = (int(examples.index[i]) for i in (distance.first, distance.second))
     sigma_max = float(f"{distance.value:.3g}")
     fewest_levels = num_levels_for(sigma_max, sigma_min, dimension)
     num_levels = max(FEWEST_LEVELS, fewest_levels)
     level_ratio = (sigma_max / sigma_min) ** (1 / (num_levels - 1))
-    sigmas = geometric_sigmas(sigma_max, sigma_min, num_levels)
-    sampler = build.build_sampler(config["sampling"])
-    std = float(np.std(examples.x, dtype=np.float64))
-    num_steps, ratio, config_ratio = suggest_steps(sampler, sigmas, std, config["sampling"])
-    return Suggestion(
-        distance=distance,
-        sigma_max=sigma_max,
-        sigma_min=sigma_min,
-        num_levels=num_levels,
-        fewest_levels=fewest_levels,
-        overlap=overlap(level_ratio, dimension),
-        num_steps=num_steps,
-        step_size=default_step_size(sampler, sigmas, num_steps),
-        config_ratio=config_ratio,
-        ratio=ratio,
-        mean=float(np.mean(examples.x, dtype=np.float64)),
-        std=std,
+    return Levels(
+        sigma_max,
+        sigma_min,
+        num_levels,
+        lines=(
+            f"technique 1: {distance.value:.4f}, between training examples {first} and {second}",
+            f"technique 2: {fewest_levels} levels down to {sigma_min:g} in {dimension} "
+            f"dimensions; {num_levels} are suggested, overlap "
+            f"{overlap(level_ratio, dimension):.3f}",
+        ),
+        method=f"{num_levels} noise levels, from the largest distance between two training "
+        f"examples, {sigma_max:g} (technique 1 of NCSNv2), to {sigma_min:g}, where technique 2 "
+        f"asks for {fewest_levels}.",
+    )
+
+
+def normally_distributed_levels(
+    config: Mapping[str, Any], examples: Examples, std: float, changes: Mapping[str, Any]
+) -> Levels:
+    """Noise levels for `noise.normal_levels`: about a middle level, as `small_image_levels`.
+
+    The first level is large enough for the widest direction of the data; colour photos differ most
+    in brightness. Levels that flags give are kept.
+
+    Args:
+        config: The config, whose number of levels is kept.
+        examples: The training examples.
+        std: Standard deviation of all of their values.
+        changes: The settings that flags give, by dotted name.
+
+    Raises:
+        ValueError: If the examples hardly differ.
+    """
+    index = spread_index(len(examples.x), min(len(examples.x), COMPONENT_EXAMPLES))
+    widest = float(principal_components(examples.x[index], 1).variance[0]) ** 0.5
+    std = max(std, LEAST_COMPONENT)
+    levels = small_image_levels(std)
+    if levels["sigma_max"] < COMPONENT_LEVEL * widest:
+        levels = small_image_levels(std, COMPONENT_LEVEL * widest)
+    given = {name: changes[f"noise.{name}"] for name in levels if f"noise.{name}" in changes}
+    sigma_max, sigma_min = (levels | given).values()
+    least = max(sigma_min, LEAST_COMPONENT)
+    if widest <= least:
+        raise ValueError(
+            "the training examples hardly differ: their standard deviation along the first "
+            f"principal component, {widest:.3g}, must be above {least:.3g}"
+        )
+    num_levels = config["noise"]["num_levels"]
+    line = f"standard deviation along the first principal component: {widest:.4g}"
+    return Levels(
+        sigma_max,
+        sigma_min,
+        num_levels,
+        lines=(line,),
+        method=f"{num_levels} noise levels from {sigma_max:g} to {sigma_min:g}, most often near "
+        f"{(sigma_max * sigma_min) ** 0.5:.2g}, with the weights of Karras et al. (2022); the "
+        f"standard deviation of the data along their first principal component is {widest:.3g}.",
     )
 
 
 def suggest_steps(
-    sampler: Callable, sigmas: jax.Array, std: float, settings: Mapping[str, Any]
+    sampler: Callable,
+    sigmas: jax.Array,
+    std: float,
+    settings: Mapping[str, Any],
+    tolerance: float,
 ) -> tuple[int, float | None, float | None]:
-    """The steps with which chains on a Gaussian end with its variance, within `TOLERANCE`.
+    """The steps with which chains on a Gaussian end with its variance, within a tolerance.
 
     Args:
         sampler: The sampler.
         sigmas: Noise levels, decreasing.
         std: Standard deviation of the Gaussian.
         settings: The config's section `sampling`.
+        tolerance: Relative error of the variance.
 
     Returns:
         The steps of the config if they suffice, else the first sufficient multiple of them or, if
@@ -280,29 +418,21 @@ def suggest_steps(
             **arguments,
         )
         ratios[num_steps] = float(variance[0]) / std**2
-        if abs(ratios[num_steps] - 1) <= TOLERANCE:
+        if abs(ratios[num_steps] - 1) <= tolerance:
             break
     best = min(ratios, key=lambda num_steps: abs(ratios[num_steps] - 1))
     return best, ratios[best], ratios[settings["num_steps"]]
 
 
-def print_suggestion(found: Suggestion, examples: Examples) -> None:
+def print_suggestion(found: Suggestion) -> None:
     """Prints a suggestion, ending with a fragment of a config."""
-    distance, dimension = found.distance, int(np.prod(examples.shape))
-    announce(
-        f"technique 1: {distance.value:.4f}, between training examples {distance.first} and "
-        f"{distance.second}"
-    )
-    announce(
-        f"technique 2: {found.fewest_levels} levels down to {found.sigma_min:g} in {dimension} "
-        f"dimensions; {found.num_levels} are suggested, overlap {found.overlap:.3f}"
-    )
+    for line in found.levels.lines:
+        announce(line)
     announce(describe_steps(found))
     announce(f"mean {found.mean:.4f}, standard deviation {found.std:.4f}")
     announce("")
-    announce(f"config.noise.sigma_max = {found.sigma_max}")
-    announce(f"config.noise.sigma_min = {found.sigma_min}")
-    announce(f"config.noise.num_levels = {found.num_levels}")
+    for name, value in found.levels.settings.items():
+        announce(f"config.noise.{name} = {value}")
     announce(f"config.sampling.num_steps = {found.num_steps}")
     if found.step_size is not None:
         announce(f"config.sampling.step_size = {found.step_size:.2g}")
@@ -315,7 +445,7 @@ def describe_steps(found: Suggestion) -> str:
     words = f"Chains of the config's steps end {_excess(found.config_ratio)} on Gaussian data"
     if found.config_ratio != found.ratio:
         words += f"; {found.num_steps} steps end {_excess(found.ratio)}"
-        if abs(found.ratio - 1) > TOLERANCE:
+        if abs(found.ratio - 1) > found.tolerance:
             words += ", the best of those tried: choose another config.sampling.method"
     if found.step_size is not None:
         words += f"; step size {found.step_size:.2e}"
@@ -337,14 +467,14 @@ def config_for_data(
     """
     config = copy.deepcopy(dict(config))
     config["data"] = {**examples.settings, "path": _absolute(examples.settings)}
-    config["noise"] = {
-        "sigma_max": found.sigma_max,
-        "sigma_min": found.sigma_min,
-        "num_levels": found.num_levels,
-    }
+    config["noise"] = found.levels.settings
+    if config["loss"]["data_std"] is not None:
+        config["loss"]["data_std"] = _short(found.std)
     config["sampling"]["step_size"] = None
     config["sampling"]["num_steps"] = found.num_steps
-    config["sampling"]["num_frames"] = min(config["sampling"]["num_frames"], found.num_levels)
+    config["sampling"]["num_frames"] = min(
+        config["sampling"]["num_frames"], found.levels.num_levels
+    )
 
     # Keep the network at hand if it can take the data; points need a perceptron.
     if len(examples.shape) != 3 and config["model"]["name"] in build.IMAGE_MODELS:
@@ -364,6 +494,9 @@ def config_for_data(
             )
         config["model"]["data_mean"] = _short(found.mean)
         config["model"]["data_std"] = _short(found.std)
+        # A Gaussian with more components than this has those of the sample, not of the data.
+        most = len(examples.data.train) // EXAMPLES_PER_COMPONENT
+        config["model"]["components"] = min(config["model"]["components"], most)
     return config
 
 
@@ -427,14 +560,16 @@ def sheet(file: Path, config: Mapping[str, Any], examples: Examples, found: Sugg
     shape = "x".join(str(length) for length in examples.shape)
     kind = "Images" if len(examples.shape) == 3 else "Points"
     data = examples.data
+    classes = ""
+    if data.num_classes and not config["data"]["labels"]:
+        classes = f" Their {data.num_classes} classes are not used; data.labels=True uses them."
     paragraphs = [
         f"{kind} of {shape}, from the source {config['data']['source']}.",
         "",
-        f"Data: {len(data.train)} training examples and {len(data.held_out)} held-out ones.",
-        f"Method: {found.num_levels} noise levels, from the largest distance between two training "
-        f"examples, {found.sigma_max:g} (technique 1 of NCSNv2), to {found.sigma_min:g}, where "
-        f"technique 2 asks for {found.fewest_levels}. {describe_steps(found)}.",
-        *_network_sheet(config["model"]["name"], found),
+        f"Data: {len(data.train)} training examples and {len(data.held_out)} held-out ones."
+        f"{classes}",
+        f"Method: {found.levels.method} {describe_steps(found)}.",
+        *_network_sheet(config["model"], found),
         "Cost and quality: not measured; --dry_run estimates the time. More steps "
         "(training.num_steps) and a wider network (model.width, or model.hidden) give better "
         "samples of more varied data.",
@@ -447,11 +582,14 @@ def sheet(file: Path, config: Mapping[str, Any], examples: Examples, found: Sugg
     return f'"""{text}\n"""'
 
 
-def _network_sheet(name: str, found: Suggestion) -> list[str]:
+def _network_sheet(settings: Mapping[str, Any], found: Suggestion) -> list[str]:
     """The paragraph of a config's docstring about its network."""
-    if name == "unet":
-        return ["Network: a small U-Net, with the mean and standard deviation of the data."]
-    if name != "mlp":
+    if settings["name"] == "unet":
+        law = "the mean and standard deviation of the data"
+        if settings["components"]:
+            law += f", and {settings['components']} principal components"
+        return [f"Network: a small U-Net, with {law}."]
+    if settings["name"] != "mlp":
         return []
     text = (
         "Network: a perceptron, which expects data of about unit size. These have mean "

@@ -53,6 +53,9 @@ def _free(*kinds: str) -> tuple[str, ...]:
 FREE_TO_CONTINUE = _free(CONTINUE)
 FREE_TO_USE = _free(CONTINUE, USE)
 
+FIRST_LEVEL, MIDDLE_LEVEL = 32.26, 1.44
+"""First and middle noise level of small images, in units of the standard deviation of pixels."""
+
 
 def ncsn(**sections: Any) -> ml_collections.ConfigDict:
     """The settings of Song & Ermon (2019) for CIFAR-10, section 5 and appendix B.
@@ -91,6 +94,112 @@ def ncsnv2(**sections: Any) -> ml_collections.ConfigDict:
         },
     }
     return _published(second_paper, sections)
+
+
+def small_images(
+    *,
+    size: int,
+    channels: int,
+    mean: float,
+    std: float,
+    sigma_max: float | None = None,
+    num_steps: int = 2800,
+    **sections: Any,
+) -> ml_collections.ConfigDict:
+    """Settings with which small images train in minutes on two CPU cores.
+
+    Denoising score matching with the weights and level frequencies of Karras et al. (2022); a
+    U-Net on squares of 2x2 pixels that corrects the score of a Gaussian with the principal
+    components of the data; stable targets (Xu et al. 2023); Muon; stochastic Heun sampling with
+    autoguidance by the network of a quarter of the steps, at small noise levels.
+
+    Args:
+        size: Height and width in pixels, an even number. A size that 4 does not divide has squares
+            of one pixel, which are about four times as slow.
+        channels: Number of channels.
+        mean: Mean of all pixels.
+        std: Standard deviation of all pixels.
+        sigma_max: Largest noise level; None as in `small_image_levels`.
+        num_steps: Number of training steps.
+        **sections: As for `ncsn`.
+
+    Raises:
+        ValueError: If there is no such setting.
+    """
+    quarter = max(1, num_steps // 4)
+    recipe = {
+        "data": {
+            "name": None,
+            "size": size,
+            "channels": channels,
+            "dequantize": False,
+            "flip": False,
+        },
+        "noise": {**small_image_levels(std, sigma_max), "num_levels": 64},
+        "model": {
+            "name": "unet",
+            "width": 48,
+            "multipliers": (1, 2),
+            "num_blocks": (1, 4),
+            "attention": 0,
+            "patch_size": 1 if size % 4 else 2,
+            "groups": 8,
+            "data_mean": mean,
+            "data_std": std,
+            "components": min(300, size**2 * channels // 2),
+        },
+        "loss": {"levels": "normal", "data_std": std, "num_references": 8192},
+        "optim": {
+            "name": "muon",
+            "learning_rate": 6e-3,
+            "beta2": 0.99,
+            "schedule": "cosine",
+            "warmup_steps": min(100, num_steps // 4),
+            "clip_norm": 1.0,
+            "ema_decay": 0.995,
+        },
+        "training": {
+            "batch_size": 64,
+            "num_steps": num_steps,
+            "log_every": 50,
+            "eval_every": quarter,
+            "eval_batches": 16,
+            "checkpoint_every": quarter,
+            "metric_samples": 0,
+        },
+        "sampling": {
+            "method": "stochastic_heun",
+            "start": "data",
+            "num_steps": 20,
+            "step_size": None,
+            "denoise": True,
+            "churn": 0.2,
+            "batch_size": 250,
+            "num_frames": 16,
+            "autoguidance_step": quarter,
+            "autoguidance_weight": 2.0,
+            "autoguidance_sigma_max": float(f"{6.5 * std:.2g}"),
+        },
+    }
+    return _published(recipe, sections)
+
+
+def small_image_levels(std: float, sigma_max: float | None = None) -> dict[str, float]:
+    """The first and the last noise level of `small_images`.
+
+    `noise.normal_levels` draws levels near the geometric mean of the two most often. It is
+    `MIDDLE_LEVEL` times the standard deviation of the pixels, whatever the first level.
+
+    Args:
+        std: Standard deviation of all pixels; above 0.
+        sigma_max: First level; None for `FIRST_LEVEL` times `std`.
+
+    Returns:
+        sigma_max, rounded to three digits, and sigma_min, to two.
+    """
+    sigma_max = FIRST_LEVEL * std if sigma_max is None else sigma_max
+    sigma_min = (MIDDLE_LEVEL * std) ** 2 / sigma_max
+    return {"sigma_max": float(f"{sigma_max:.3g}"), "sigma_min": float(f"{sigma_min:.2g}")}
 
 
 def _published(*changes: Mapping[str, Any]) -> ml_collections.ConfigDict:
