@@ -1,8 +1,8 @@
 """The networks of the benchmarks in PyTorch, the baseline of score_jax.
 
-Ordinary PyTorch modules, with images as [batch, channels, height, width]. `NCSN` and `NCSNv2` load
-official state dicts; the other two networks load the parameters of their counterparts in score_jax.
-benchmarks/speed.py checks that all of them give the same scores before it measures.
+Ordinary PyTorch modules, with images as [batch, channels, height, width]. `NCSN` and `NCSNv2`
+load official state dicts; the other two networks load the parameters of their counterparts in
+score_jax. benchmarks/speed.py checks that all of them give the same scores before it measures.
 """
 
 import functools
@@ -79,9 +79,7 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    def __init__(
-        self, features: int, out: int, norm: Norm, down: bool = False, dilation: int = 1
-    ):
+    def __init__(self, features: int, out: int, norm: Norm, down: bool = False, dilation: int = 1):
         super().__init__()
         middle = features if down else out
         pool = down and dilation == 1
@@ -154,9 +152,7 @@ class ChainedResidualPooling(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    def __init__(
-        self, features: list[int], out: int, norm: Norm, pool: Pool, last: bool = False
-    ):
+    def __init__(self, features: list[int], out: int, norm: Norm, pool: Pool, last: bool = False):
         super().__init__()
         self.adapt_convs = nn.ModuleList(ResidualConvUnits(own, 2, norm) for own in features)
         self.msf = MultiScaleFusion(features, out, norm) if len(features) > 1 else None
