@@ -1,12 +1,14 @@
 """The networks of the benchmarks in PyTorch, the baseline of score_jax.
 
-Ordinary PyTorch: modules, channels first, eager. `NCSN` loads the official state dict; the other
-two networks load the parameters of their counterparts in score_jax. benchmarks/speed.py checks
-that all of them give the same scores before it measures.
+Ordinary PyTorch modules, with images as [batch, channels, height, width]. `NCSN` and `NCSNv2`
+load official state dicts; the other two networks load the parameters of their counterparts in
+score_jax. benchmarks/speed.py checks that all of them give the same scores before it measures.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,17 +23,50 @@ def same_conv(
     return nn.Conv2d(features, out, size, padding=padding, dilation=dilation, bias=bias)
 
 
+def instance_norm_plus(h, gamma, alpha, beta):
+    """Instance norm++ with coefficients [batch or 1, features, 1, 1]."""
+    mu = h.mean((2, 3))
+    mu = (mu - mu.mean(1, keepdim=True)) / torch.sqrt(mu.var(1, keepdim=True) + 1e-5)
+    return gamma * (F.instance_norm(h) + alpha * mu[:, :, None, None]) + beta
+
+
 class ConditionalInstanceNormPlus(nn.Module):
     def __init__(self, features: int, num_levels: int):
         super().__init__()
         self.embed = nn.Embedding(num_levels, 3 * features)
-        self.norm = nn.InstanceNorm2d(features)
 
     def forward(self, h, level):
-        mu = h.mean((2, 3))
-        mu = (mu - mu.mean(1, keepdim=True)) / torch.sqrt(mu.var(1, keepdim=True) + 1e-5)
-        gamma, alpha, beta = self.embed(level)[:, :, None, None].chunk(3, dim=1)
-        return gamma * (self.norm(h) + alpha * mu[:, :, None, None]) + beta
+        return instance_norm_plus(h, *self.embed(level)[:, :, None, None].chunk(3, dim=1))
+
+
+class InstanceNormPlus(nn.Module):
+    def __init__(self, features: int):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(features))
+        self.alpha = nn.Parameter(torch.ones(features))
+        self.beta = nn.Parameter(torch.zeros(features))
+
+    def forward(self, h, level):
+        coefficients = (self.gamma, self.alpha, self.beta)
+        return instance_norm_plus(h, *(value[None, :, None, None] for value in coefficients))
+
+
+class WithoutNorm(nn.Module):
+    """Identity used where a norm is expected."""
+
+    def __init__(self, features: int):
+        super().__init__()
+
+    def forward(self, h, level):
+        return h
+
+
+Norm = Callable[[int], nn.Module]
+"""Constructor of a norm from the number of its features."""
+Pool = Callable[[torch.Tensor], torch.Tensor]
+"""5x5 pooling that keeps the resolution."""
+mean_pool = functools.partial(F.avg_pool2d, kernel_size=5, stride=1, padding=2)
+max_pool = functools.partial(F.max_pool2d, kernel_size=5, stride=1, padding=2)
 
 
 class ConvMeanPool(nn.Module):
@@ -44,15 +79,13 @@ class ConvMeanPool(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    def __init__(
-        self, features: int, out: int, num_levels: int, down: bool = False, dilation: int = 1
-    ):
+    def __init__(self, features: int, out: int, norm: Norm, down: bool = False, dilation: int = 1):
         super().__init__()
         middle = features if down else out
         pool = down and dilation == 1
-        self.normalize1 = ConditionalInstanceNormPlus(features, num_levels)
+        self.normalize1 = norm(features)
         self.conv1 = same_conv(features, middle, dilation=dilation)
-        self.normalize2 = ConditionalInstanceNormPlus(middle, num_levels)
+        self.normalize2 = norm(middle)
         self.shortcut = nn.Identity()
         if pool:
             self.conv2 = ConvMeanPool(middle, out, 3)
@@ -69,13 +102,12 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualConvUnits(nn.Module):
-    def __init__(self, features: int, num_blocks: int, num_levels: int):
+    def __init__(self, features: int, num_blocks: int, norm: Norm):
         super().__init__()
         self.num_blocks = num_blocks
         for block in range(1, num_blocks + 1):
             for stage in (1, 2):
-                norm = ConditionalInstanceNormPlus(features, num_levels)
-                self.add_module(f"{block}_{stage}_norm", norm)
+                self.add_module(f"{block}_{stage}_norm", norm(features))
                 conv = same_conv(features, features, bias=False)
                 self.add_module(f"{block}_{stage}_conv", conv)
 
@@ -91,12 +123,10 @@ class ResidualConvUnits(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    def __init__(self, features: list[int], out: int, num_levels: int):
+    def __init__(self, features: list[int], out: int, norm: Norm):
         super().__init__()
         self.convs = nn.ModuleList(same_conv(own, out) for own in features)
-        self.norms = nn.ModuleList(
-            ConditionalInstanceNormPlus(own, num_levels) for own in features
-        )
+        self.norms = nn.ModuleList(norm(own) for own in features)
 
     def forward(self, maps, level, size):
         total = 0
@@ -107,28 +137,27 @@ class MultiScaleFusion(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    def __init__(self, features: int, num_levels: int):
+    def __init__(self, features: int, norm: Norm, pool: Pool):
         super().__init__()
+        self.pool = pool
         self.convs = nn.ModuleList(same_conv(features, features, bias=False) for _ in range(2))
-        self.norms = nn.ModuleList(
-            ConditionalInstanceNormPlus(features, num_levels) for _ in range(2)
-        )
+        self.norms = nn.ModuleList(norm(features) for _ in range(2))
 
     def forward(self, h, level):
         h = path = F.elu(h)
         for conv, norm in zip(self.convs, self.norms):
-            path = conv(F.avg_pool2d(norm(path, level), 5, stride=1, padding=2))
+            path = conv(self.pool(norm(path, level)))
             h = h + path
         return h
 
 
 class RefineBlock(nn.Module):
-    def __init__(self, features: list[int], out: int, num_levels: int, last: bool = False):
+    def __init__(self, features: list[int], out: int, norm: Norm, pool: Pool, last: bool = False):
         super().__init__()
-        self.adapt_convs = nn.ModuleList(ResidualConvUnits(own, 2, num_levels) for own in features)
-        self.msf = MultiScaleFusion(features, out, num_levels) if len(features) > 1 else None
-        self.crp = ChainedResidualPooling(out, num_levels)
-        self.output_convs = ResidualConvUnits(out, 3 if last else 1, num_levels)
+        self.adapt_convs = nn.ModuleList(ResidualConvUnits(own, 2, norm) for own in features)
+        self.msf = MultiScaleFusion(features, out, norm) if len(features) > 1 else None
+        self.crp = ChainedResidualPooling(out, norm, pool)
+        self.output_convs = ResidualConvUnits(out, 3 if last else 1, norm)
 
     def forward(self, maps, level):
         size = maps[0].shape[2:]
@@ -137,28 +166,36 @@ class RefineBlock(nn.Module):
         return self.output_convs(self.crp(h, level), level)
 
 
-class NCSN(nn.Module):
-    """The conditional RefineNet of Song & Ermon (2019), with the official names."""
+class RefineNet(nn.Module):
+    """The network of both papers at its standard depth, with the official names.
 
-    def __init__(self, width: int, channels: int, num_levels: int = 10):
+    Args:
+        width: Features of the first stage, n.
+        channels: Channels of the images.
+        norm: Constructor of the norms of the residual blocks.
+        refine_norm: Constructor of the norms of the refine blocks.
+        pool: 5x5 pooling of the refine blocks.
+    """
+
+    def __init__(self, width: int, channels: int, norm: Norm, refine_norm: Norm, pool: Pool):
         super().__init__()
-        n, levels = width, num_levels
+        n, refine = width, functools.partial(RefineBlock, norm=refine_norm, pool=pool)
         self.begin_conv = same_conv(channels, n)
-        self.res1 = self._stage(n, n, levels)
-        self.res2 = self._stage(n, 2 * n, levels, down=True)
-        self.res3 = self._stage(2 * n, 2 * n, levels, down=True, dilation=2)
-        self.res4 = self._stage(2 * n, 2 * n, levels, down=True, dilation=4)
-        self.refine1 = RefineBlock([2 * n], 2 * n, levels)
-        self.refine2 = RefineBlock([2 * n, 2 * n], 2 * n, levels)
-        self.refine3 = RefineBlock([2 * n, 2 * n], n, levels)
-        self.refine4 = RefineBlock([n, n], n, levels, last=True)
-        self.normalizer = ConditionalInstanceNormPlus(n, levels)
+        self.res1 = self._stage(n, n, norm)
+        self.res2 = self._stage(n, 2 * n, norm, down=True)
+        self.res3 = self._stage(2 * n, 2 * n, norm, down=True, dilation=2)
+        self.res4 = self._stage(2 * n, 2 * n, norm, down=True, dilation=4)
+        self.refine1 = refine([2 * n], 2 * n)
+        self.refine2 = refine([2 * n, 2 * n], 2 * n)
+        self.refine3 = refine([2 * n, 2 * n], n)
+        self.refine4 = refine([n, n], n, last=True)
+        self.normalizer = norm(n)
         self.end_conv = same_conv(n, channels)
 
     @staticmethod
-    def _stage(features: int, out: int, num_levels: int, down: bool = False, dilation: int = 1):
-        first = ResidualBlock(features, out, num_levels, down, dilation)
-        second = ResidualBlock(out, out, num_levels, dilation=dilation)
+    def _stage(features: int, out: int, norm: Norm, down: bool = False, dilation: int = 1):
+        first = ResidualBlock(features, out, norm, down, dilation)
+        second = ResidualBlock(out, out, norm, dilation=dilation)
         return nn.ModuleList([first, second])
 
     def forward(self, x, level):
@@ -173,6 +210,25 @@ class NCSN(nn.Module):
         h = self.refine3([maps[1], h], level)
         h = self.refine4([maps[0], h], level)
         return self.end_conv(F.elu(self.normalizer(h, level)))
+
+
+class NCSN(RefineNet):
+    """The conditional RefineNet of Song & Ermon (2019)."""
+
+    def __init__(self, width: int, channels: int, num_levels: int = 10):
+        norm = functools.partial(ConditionalInstanceNormPlus, num_levels=num_levels)
+        super().__init__(width, channels, norm, norm, mean_pool)
+
+
+class NCSNv2(RefineNet):
+    """The unconditional network of Song & Ermon (2020), divided by sigma."""
+
+    def __init__(self, width: int, channels: int, sigmas):
+        super().__init__(width, channels, InstanceNormPlus, WithoutNorm, max_pool)
+        self.register_buffer("sigmas", torch.as_tensor(sigmas, dtype=torch.float32))
+
+    def forward(self, x, level):
+        return super().forward(x, level) / self.sigmas[level][:, None, None, None]
 
 
 class Block(nn.Module):

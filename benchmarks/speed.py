@@ -7,154 +7,43 @@
 Every case builds one network in both libraries from the same parameters, checks that both give the
 same scores, and measures them in alternating order: a step of annealed Langevin dynamics (network,
 noise and update) and a training step (noise, loss, gradient, Adam). Each measurement is made twice
-in a row and the second one counts, since a run repeats the same calls, too. Printed are the median
-of the rounds and, in brackets, the smallest and the largest.
+in a row and the second one counts, since a run repeats the same calls, too. PyTorch runs eagerly
+in both memory layouts of images, channels first ("eager") and last ("channels_last"). Printed are
+the median of the rounds and, in brackets, the smallest and the largest; then one line with the
+ratio of the medians of PyTorch's better layout and score_jax, for each of the two steps.
 """
 
 import argparse
-import contextlib
-import functools
 import json
 import os
 import platform
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from speed_cases import (
+    CASES,
+    LAYOUTS,
+    Case,
+    Chain,
+    Network,
+    Subject,
+    make_chain,
+    make_network,
+)
 
 import score_jax as sj
 from score_jax.devices import feed, pmap, replicate, split
 from score_jax.fitting import compile_steps
 from score_jax.network import with_label
 from score_jax.noise import standard_uniform
-
-NETWORKS = {"ncsn": sj.NCSN, "unet": sj.UNet, "mlp": sj.MLP}
-NUM_CLASSES = 10
-
-
-class Case(NamedTuple):
-    """A network, its data, and the size of one measurement.
-
-    Attributes:
-        network: Name in `NETWORKS`.
-        shape: Shape of one example.
-        batch: Examples per step, over all devices.
-        fields: Fields of the network.
-        sigmas: Arguments of `geometric_sigmas`.
-        chain: Langevin steps in a measurement.
-        steps: Training steps in a measurement, which are one call.
-    """
-
-    network: str
-    shape: tuple[int, ...]
-    batch: int
-    fields: dict[str, Any]
-    sigmas: tuple[float, float, int] = (1.0, 0.01, 10)
-    chain: int = 10
-    steps: int = 5
-
-
-CASES = {
-    "cifar10": Case("ncsn", (32, 32, 3), 16, {"width": 64}, chain=20, steps=10),
-    "mnist": Case("ncsn", (28, 28, 1), 64, {"width": 16}, chain=50, steps=10),
-    "digits": Case(
-        "unet",
-        (8, 8, 1),
-        128,
-        {"width": 24, "data_mean": 0.3, "data_std": 0.35, "num_classes": NUM_CLASSES},
-        sigmas=(1.0, 0.03, 32),
-        chain=320,
-        steps=50,
-    ),
-    "toy": Case("mlp", (2,), 128, {}, sigmas=(20.0, 0.1, 20), chain=2000, steps=500),
-    "tiny": Case("mlp", (2,), 8, {}, sigmas=(20.0, 0.1, 4), chain=4, steps=2),
-    "cifar10_gpu": Case("ncsn", (32, 32, 3), 128, {"width": 128}, chain=50, steps=10),
-}
-
-
-class Network(NamedTuple):
-    """A network with parameters and one batch of inputs.
-
-    Attributes:
-        model: The Flax module.
-        params: Its parameters.
-        sigmas: Noise levels.
-        inputs: (x, level) or (x, level, label), numpy arrays.
-    """
-
-    model: Any
-    params: Any
-    sigmas: np.ndarray
-    inputs: tuple[np.ndarray, ...]
-
-
-class Chain(NamedTuple):
-    """The chain of a measurement.
-
-    Attributes:
-        num_levels: Number of noise levels that it visits, beginning with the largest.
-        num_steps: Langevin steps per level.
-        step_size: Step size at the last of these levels.
-    """
-
-    num_levels: int
-    num_steps: int
-    step_size: float
-
-    @property
-    def length(self) -> int:
-        """Langevin steps in all."""
-        return self.num_levels * self.num_steps
-
-
-class Subject(NamedTuple):
-    """Two functions to time: one runs a whole chain, the other one all training steps."""
-
-    sample: Callable[[], Any]
-    train: Callable[[], Any]
-
-
-def make_network(case: Case, dtype: str = "float32") -> Network:
-    """The network of a case, with parameters in which no part of it is zero."""
-    sigmas = sj.geometric_sigmas(*case.sigmas)
-    fields = dict(case.fields)
-    if case.network != "mlp":
-        fields["dtype"] = dtype
-    model = NETWORKS[case.network](sigmas=sigmas, **fields)
-
-    x = np.random.default_rng(0).random((case.batch, *case.shape), np.float32)
-    inputs = [x, np.arange(case.batch, dtype=np.int32) % len(sigmas)]
-    if case.network == "unet":
-        inputs.append(np.arange(case.batch, dtype=np.int32) % NUM_CLASSES)
-
-    # Move away from the initial parameters, where parts of a network are zero.
-    first = [array[:1] for array in inputs]
-    params = jax.jit(model.init)(jax.random.key(0), *first)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = []
-    for leaf, key in zip(leaves, keys):
-        moved.append(leaf + 0.02 * jax.random.normal(key, (leaf.size,)).reshape(leaf.shape))
-    params = jax.tree.unflatten(tree, moved)
-    if case.network == "unet":
-        # A transposed convolution of PyTorch has one bias for the four pixels of a square.
-        params["Dense_1"]["bias"] = jnp.zeros_like(params["Dense_1"]["bias"])
-    return Network(model, params, np.asarray(sigmas), tuple(inputs))
-
-
-def make_chain(case: Case, sigmas: np.ndarray, length: int | None) -> Chain:
-    """A chain with the many steps per level of a real one, so that it visits few levels."""
-    length = length or case.chain
-    num_levels = max(1, min(len(sigmas), length // 10))
-    return Chain(num_levels, length // num_levels, 1e-2 * float(sigmas[-1]) ** 2)
 
 
 class Ours:
@@ -253,121 +142,6 @@ def sampling_functions(case: Case, network: Network, chain: Chain):
     return sample, bare
 
 
-def torch_network(case: Case, network: Network, device: str):
-    """The counterpart of a network in PyTorch, with the same parameters."""
-    import pytorch
-    import torch
-
-    sigmas = network.sigmas.tolist()
-    if case.network == "ncsn":
-        net = pytorch.NCSN(case.fields["width"], case.shape[-1], len(sigmas))
-        state = sj.to_official(network.params)
-        net.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
-    elif case.network == "unet":
-        model = network.model
-        net = pytorch.UNet(
-            sigmas,
-            case.shape[0],
-            model.width,
-            model.heads,
-            model.groups,
-            model.data_mean,
-            model.data_std,
-            model.num_classes,
-        )
-        net.load(network.params)
-    else:
-        net = pytorch.MLP(sigmas)
-        net.load(network.params)
-    return net.to(device)
-
-
-def torch_inputs(network: Network, device: str):
-    """The inputs of a network as tensors, images with channels first."""
-    import torch
-
-    x, *indices = (torch.tensor(part, device=device) for part in network.inputs)
-    if x.ndim == 4:
-        x = x.permute(0, 3, 1, 2).contiguous()
-    return (x, *(part.long() for part in indices))
-
-
-def torch_scores(net, inputs) -> np.ndarray:
-    """The scores of a PyTorch network, with channels last."""
-    import torch
-
-    with torch.no_grad():
-        score = net(*inputs).cpu().numpy()
-    return score.transpose(0, 2, 3, 1) if score.ndim == 4 else score
-
-
-def torch_subject(case: Case, net, inputs, sigmas, chain: Chain, device: str, mode: str):
-    """The functions to time in PyTorch.
-
-    Args:
-        case: The case.
-        net: The network.
-        inputs: Its inputs.
-        sigmas: Noise levels.
-        chain: The chain.
-        device: "cpu" or "cuda".
-        mode: "eager" or "compiled", with "_bf16" for autocast.
-    """
-    import torch
-
-    x, level, *label = inputs
-    sigmas = torch.tensor(sigmas, device=device)
-    adam = torch.optim.Adam(net.parameters(), 1e-3)
-    run = torch.compile(net) if mode.startswith("compiled") else net
-    bf16 = mode.endswith("bf16")
-    autocast = functools.partial(torch.autocast, device, dtype=torch.bfloat16, enabled=bf16)
-
-    def wait():
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    @torch.no_grad()
-    def sample():
-        y = torch.rand_like(x)
-        visited = sigmas[: chain.num_levels].tolist()
-        for i, sigma in enumerate(visited):
-            step = chain.step_size * (sigma / visited[-1]) ** 2
-            index = torch.full_like(level, i)
-            for _ in range(chain.num_steps):
-                with autocast():
-                    score = run(y, index, *label)
-                y = y + step * score.float() + (2 * step) ** 0.5 * torch.randn_like(y)
-        wait()
-        return y
-
-    def train():
-        for _ in range(case.steps):
-            index = torch.randint(len(sigmas), level.shape, device=device)
-            sigma = sigmas[index].reshape(-1, *(1,) * (x.ndim - 1))
-            noise = torch.randn_like(x)
-            with autocast():
-                score = run(x + sigma * noise, index, *label)
-            residual = sigma * score.float() + noise
-            loss = 0.5 * residual.square().flatten(1).sum(1).mean()
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-        wait()
-        return loss
-
-    return Subject(sample, train)
-
-
-def forward_flops(net, inputs) -> float:
-    """FLOPs of one call as counted by PyTorch: convolutions and matrix products only."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(*inputs)
-    return float(counter.get_total_flops())
-
-
 def matmul_rate(device: str) -> float:
     """FLOP/s of a large float32 matrix product, in the faster of the two libraries."""
     size, repeats = 2048, 6
@@ -413,7 +187,8 @@ def compare(name: str, rounds: int, modes: Sequence[str], dtype: str, devices) -
     Args:
         name: Name in `CASES`.
         rounds: Number of rounds.
-        modes: Modes of PyTorch, "eager" first; empty to measure score_jax alone.
+        modes: Modes of PyTorch as in speed_pytorch.py, "eager" first; empty to measure score_jax
+            alone.
         dtype: Precision of the layers.
         devices: Devices that share the batch.
     """
@@ -422,18 +197,12 @@ def compare(name: str, rounds: int, modes: Sequence[str], dtype: str, devices) -
     network = make_network(case, dtype)
     ours = Ours(case, network, devices)
 
-    # The same network in PyTorch, once for each mode, as training changes it.
     subjects, compared = {"score_jax": ours.subject}, {}
-    inputs = torch_inputs(network, device) if modes else ()
-    suffix = "_bf16" if dtype == "bfloat16" else ""
-    for mode in modes:
-        net = torch_network(case, network, device)
-        if mode == "eager":
-            compared["relative_difference"] = check_scores(name, network, net, inputs, device)
-            compared["forward_gflop"] = forward_flops(net, inputs) / 1e9
-        subjects[f"PyTorch {mode}"] = torch_subject(
-            case, net, inputs, network.sigmas, ours.chain, device, mode + suffix
-        )
+    if modes:
+        from speed_pytorch import torch_subjects
+
+        theirs, compared = torch_subjects(name, case, network, ours.chain, device, modes)
+        subjects |= theirs
 
     times = measure(case, subjects, ours, rounds)
     bare, sample = times["bare", "score_jax"], times["sample", "score_jax"]
@@ -450,40 +219,28 @@ def compare(name: str, rounds: int, modes: Sequence[str], dtype: str, devices) -
         for who in subjects:
             result[f"{kind}, {who}"] = spread(times[kind, who])
     if modes:
+        result["ratios"] = ratios(result)
         print_comparison(case, result, list(subjects))
     return result
 
 
-def check_scores(name: str, network: Network, net, inputs, device: str) -> float:
-    """Relative difference of the scores in float32; exits if it is not a rounding error."""
-    model = network.model
-    if getattr(model, "dtype", "float32") != "float32":
-        model = model.clone(dtype="float32")
-    with full_precision():
-        theirs = torch_scores(net, inputs)
-        ours = np.asarray(jax.jit(model.apply)({"params": network.params}, *network.inputs))
-    difference = float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
-    # Some algorithms of cuDNN round more often than a sum does.
-    if difference > (1e-5 if device == "cpu" else 1e-3):
-        raise SystemExit(f"{name}: the two networks differ by {difference:.1e}")
-    return difference
+def ratios(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Median time of PyTorch in its better memory layout over that of score_jax.
 
-
-@contextlib.contextmanager
-def full_precision():
-    """Keeps both libraries from rounding the factors of products to TF32, as they do on GPUs."""
-    import torch
-
-    cudnn, convolutions = torch.backends.cudnn, torch.backends.cudnn.allow_tf32
-    products = torch.get_float32_matmul_precision()
-    cudnn.allow_tf32 = False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with jax.default_matmul_precision("highest"):
-            yield
-    finally:
-        cudnn.allow_tf32 = convolutions
-        torch.set_float32_matmul_precision(products)
+    Returns:
+        "sample" and "train" -> {"layout": the layout, "ratio": the ratio}.
+    """
+    found = {}
+    for kind in ("sample", "train"):
+        medians = {}
+        for layout in LAYOUTS:
+            times = result.get(f"{kind}, PyTorch {layout}")
+            if times:
+                medians[layout] = times["median"]
+        layout = min(medians, key=medians.get)
+        ratio = medians[layout] / result[f"{kind}, score_jax"]["median"]
+        found[kind] = {"layout": layout, "ratio": ratio}
+    return found
 
 
 def measure(case: Case, subjects: dict[str, Subject], ours: Ours, rounds: int):
@@ -518,7 +275,7 @@ def print_comparison(case: Case, result: dict[str, Any], names: list[str]) -> No
             ratio = found["median"] / base
             against = "" if who == "score_jax" else f", score_jax is {ratio:.2f} times as fast"
             print(
-                f"  {kind:7s}{who:17s}{shown(found):36s}{images:10.0f} images/s "
+                f"  {kind:7s}{who:23s}{shown(found):36s}{images:10.0f} images/s "
                 f"{rate:8.1f} GFLOP/s{against}"
             )
     print(
@@ -528,6 +285,11 @@ def print_comparison(case: Case, result: dict[str, Any], names: list[str]) -> No
         f"{result['first_samples_s']:.1f} s; temporary memory "
         f"{result['temporary_sample_mb']:.0f} and {result['temporary_train_mb']:.0f} MB"
     )
+    shares = []
+    for kind, step in (("sample", "Langevin step"), ("train", "training step")):
+        found = result["ratios"][kind]
+        shares.append(f"{step} {found['ratio']:.2f} ({found['layout']})")
+    print(f"  {result['case']}, PyTorch's better layout / score_jax: {', '.join(shares)}")
 
 
 def growth(devices) -> list[dict[str, Any]]:
@@ -573,7 +335,9 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--cases", default="cifar10,mnist,digits,toy", help=f"any of {', '.join(CASES)}")
+    add(
+        "--cases", default="cifar10,cifar10_v2,mnist,digits,toy", help=f"any of {', '.join(CASES)}"
+    )
     add("--rounds", type=int, default=5, help="number of rounds")
     add("--compile", action="store_true", help="measure torch.compile, too")
     add("--dtype", default="float32", choices=("float32", "bfloat16"), help="precision of ours")
@@ -602,14 +366,12 @@ def main():
     else:
         import torch
 
-        # The module pytorch lies beside this file.
-        sys.path.insert(0, str(Path(__file__).parent))
         about["torch"] = torch.__version__
         about["threads"] = torch.get_num_threads()
         device = "cuda" if devices[0].platform == "gpu" else "cpu"
         about["matmul_gflops"] = matmul_rate(device) / 1e9
         print(about)
-        results, modes = [], ["eager", "compiled"] if settings.compile else ["eager"]
+        results, modes = [], [*LAYOUTS, "compiled"] if settings.compile else LAYOUTS
         for name in settings.cases.split(","):
             results.append(compare(name, settings.rounds, modes, settings.dtype, devices))
     about["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
