@@ -22,6 +22,8 @@ LARGEST_FILE = 2**30
 """Largest encoded image or JSON file that is read, in bytes."""
 DEFLATE_RATIO = 1032
 """Largest number of bytes that one byte of deflated data, as in .zip and .gz, can expand to."""
+GROWN = 2**20
+"""Number of bytes read at once of those that a file has grown by while it is read."""
 NPY = ""
 """Name of the array of an .npy file."""
 
@@ -148,7 +150,10 @@ def read_regular(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = b"" if size > limit else file.read(limit + 1)
+        # Python allocates as many bytes as it is asked to read, so do not ask for the limit.
+        data = b"" if size > limit else file.read(size + 1)
+        while size < len(data) <= limit and (more := file.read(GROWN)):
+            data += more
     if max(size, len(data)) > limit:
         raise ValueError(f"it is larger than the {gigabytes(limit)} that are read of such a file")
     return data

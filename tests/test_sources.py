@@ -9,6 +9,7 @@ from truths import assert_mean
 
 from score_jax.data import sources
 from score_jax.data.dataset import split_examples
+from score_jax.reading import read_regular
 
 
 def test_digits_are_scikit_learns_in_the_stated_split():
@@ -352,6 +353,16 @@ def test_idx_that_does_not_fit(tmp_path, instead, words):
     write_mnist(tmp_path, **instead)
     with pytest.raises(ValueError, match=words):
         sources.idx(str(tmp_path))
+
+
+def test_a_limit_beyond_the_memory_takes_no_memory(tmp_path):
+    """The limit for an idx file is the memory of the machine, which cannot be allocated."""
+    content = bytes(100_000)
+    (tmp_path / "file").write_bytes(content)
+    assert read_regular(tmp_path / "file", limit=2**60) == content
+    assert read_regular(tmp_path / "file", limit=len(content)) == content
+    with pytest.raises(ValueError, match="larger than the 99999 bytes"):
+        read_regular(tmp_path / "file", limit=len(content) - 1)
 
 
 def test_idx_that_is_missing(tmp_path):
