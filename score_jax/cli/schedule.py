@@ -221,7 +221,10 @@ def suited_config(
     arguments = {"size": size, "channels": channels, "mean": 0.5, "std": 0.5}
     if "training.num_steps" in command.changes:
         arguments["num_steps"] = command.changes["training.num_steps"]
-    config = overridden(plain(small_images(**arguments)), command.changes)
+    config = plain(small_images(**arguments))
+    if command.changes.get("data.labels"):
+        config["loss"]["num_references"] = 0  # References have no labels.
+    config = overridden(config, command.changes)
     config["data"] |= {"size": size, "channels": channels}
     announce(f"images of {size}x{size}: the settings are those of --config=mnist_small")
     return config
