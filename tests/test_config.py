@@ -240,7 +240,7 @@ def test_the_page_of_settings_is_up_to_date():
         ({"optim__clip_norm": 0.0}, r"clip_norm=0\.0 must be a number from 1e-9 to 1e9, or none"),
         ({"optim__ema_decay": 1.0}, r"ema_decay=1\.0 must be a number in \[0, 1\)"),
         ({"optim__schedule": "step"}, r"schedule='step' must be constant or cosine"),
-        ({"sampling__start": "zeros"}, r"start='zeros' must be uniform or normal"),
+        ({"sampling__start": "zeros"}, r"start='zeros' must be uniform, normal or data"),
         (
             {"sampling__method": "euler"},
             r"method='euler' must be annealed, consistent, langevin, ode, ",

@@ -27,7 +27,12 @@ SMALL = [
     "--config.sampling.num_frames=0",
 ]
 # A perceptron compiles in no time.
-PERCEPTRON = ["--config.model.name=mlp", "--config.model.hidden=16", *SMALL]
+PERCEPTRON = [
+    "--config.model.name=mlp",
+    "--config.model.hidden=16",
+    "--config.sampling.start=normal",
+    *SMALL,
+]
 NCSN = ["--config.model.width=4", *SMALL]
 
 
