@@ -25,9 +25,14 @@ def same_conv(
 
 def instance_norm_plus(h, gamma, alpha, beta):
     """Instance norm++ with coefficients [batch or 1, features, 1, 1]."""
+    # The two are equal, but instance_norm returns channels first for any layout.
+    if h.is_contiguous(memory_format=torch.channels_last):
+        normalized = F.group_norm(h, h.shape[1])
+    else:
+        normalized = F.instance_norm(h)
     mu = h.mean((2, 3))
     mu = (mu - mu.mean(1, keepdim=True)) / torch.sqrt(mu.var(1, keepdim=True) + 1e-5)
-    return gamma * (F.instance_norm(h) + alpha * mu[:, :, None, None]) + beta
+    return gamma * (normalized + alpha * mu[:, :, None, None]) + beta
 
 
 class ConditionalInstanceNormPlus(nn.Module):

@@ -36,11 +36,13 @@ def test_the_benchmark_measures_equal_networks_in_both_memory_layouts(monkeypatc
     import speed_cases
     import speed_pytorch
 
+    strides = []
     case = speed_cases.CASES["cifar10_v2"]
     case = case._replace(shape=(8, 8, 3), batch=2, fields={"width": 4}, steps=1)
     network = speed_cases.make_network(case)
     for layout, stride in (("eager", 8 * 8), ("channels_last", 1)):
         net = speed_pytorch.torch_network(case, network, "cpu", layout)
+        net.normalizer.register_forward_hook(lambda *call: strides.append(call[-1].stride(1)))
         inputs = speed_pytorch.torch_inputs(network, "cpu", layout)
         assert inputs[0].stride(1) == stride
         assert net.res1[0].conv1.weight.stride(1) == (1 if stride == 1 else 9)
@@ -51,6 +53,8 @@ def test_the_benchmark_measures_equal_networks_in_both_memory_layouts(monkeypatc
         subject = speed_pytorch.torch_subject(case, net, inputs, network, chain, "cpu", layout)
         assert subject.sample().stride(1) == stride
         assert torch.isfinite(subject.train())
+        assert set(strides) == {stride}
+        strides.clear()
 
     # The check finds a difference of one parameter.
     with torch.no_grad():
