@@ -38,7 +38,9 @@ samples_NAME_MINUTES.npz. The networks of 2019 take 1000 evaluations per sample:
 """
 
 import argparse
+import contextlib
 import functools
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -254,7 +256,7 @@ def judge_real(data: Dataset, judge: Judge, number: int) -> dict[str, float]:
 def draw_chart(file: Path, record: dict[str, Any]) -> None:
     """Draws both measures against minutes."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogFormatter, NullLocator
 
     figure = Figure(figsize=(9, 4.2), dpi=200, facecolor="white", layout="constrained")
     panels = figure.subplots(1, 2)
@@ -279,8 +281,10 @@ def draw_chart(file: Path, record: dict[str, Any]) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.25)
-    panels[0].set_ylim(0, 102)
+    panels[0].set_ylim(-3, 103)
     panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_formatter(LogFormatter())
+    panels[1].yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(file)
@@ -350,7 +354,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output, settings = args.output, {"number": args.number, "cores": num_cores()}
     record = workdir.read_json(output / "results.json")
     if record is None:
-        record = {**settings, "versions": versions(), "pace": {}, "trained": {}, "points": []}
+        used = versions()
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            used["torch"] = importlib.metadata.version("torch")
+        record = {**settings, "versions": used, "pace": {}, "trained": {}, "points": []}
     for name, value in settings.items():
         if record[name] != value:
             raise SystemExit(
@@ -373,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for position, asked in enumerate(minutes[name]):
             if (name, asked) not in known:
                 add_point(bench, name, position)
+    draw_chart(output / "time_to_quality.png", record)
 
 
 if __name__ == "__main__":
