@@ -9,7 +9,7 @@ Autoguidance has s_c of a network and s_u of a weaker version of it, such as tha
 step of its training. Where both err alike but the weaker one more, weights above 1 correct the
 error of the better one. It needs no classes.
 
-At the largest noise levels guidance mostly costs diversity, so that it can begin at a later one.
+At the largest noise levels guidance mostly lowers diversity; it can begin at a later level.
 
 Reference: Ho & Salimans (2022), "Classifier-free diffusion guidance", equation 6, whose weight is
 w - 1; Karras et al. (2024), "Guiding a diffusion model with a bad version of itself", equation 3;
@@ -69,15 +69,17 @@ def autoguidance(
     Raises:
         ValueError: If a concrete weight is negative.
     """
-    guided = _partial(_autoguided, score_fn, weaker, weight)
-    return jax.tree_util.Partial(guided, jnp.asarray(first_level, jnp.float32))
+    return _partial(_autoguided, score_fn, weaker, weight, first_level)
 
 
-def _partial(function: Callable, better: Callable, base: Callable, weight: Scalar) -> Callable:
+def _partial(
+    function: Callable, better: Callable, base: Callable, weight: Scalar, *more: Scalar
+) -> Callable:
     if not isinstance(weight, jax.core.Tracer) and not float(weight) >= 0:
         raise ValueError(f"weight={weight} must be 0 or above")
     parts = as_pytree(better), as_pytree(base)
-    return jax.tree_util.Partial(function, *parts, jnp.asarray(weight, jnp.float32))
+    scalars = (jnp.asarray(scalar, jnp.float32) for scalar in (weight, *more))
+    return jax.tree_util.Partial(function, *parts, *scalars)
 
 
 def without_label(score_fn: Callable[..., Array], num_classes: int) -> Callable[..., Array]:

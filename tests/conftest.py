@@ -66,7 +66,7 @@ def two_devices():
 
 @pytest.fixture
 def command(capsys):
-    """Runs the command in this process; the exit code and what it wrote to stderr."""
+    """Runs the command in this process and returns its exit code and standard error."""
     from runs import run_command
 
     return functools.partial(run_command, capsys)

@@ -57,6 +57,7 @@ def test_a_config_for_small_images_has_their_statistics_and_trains(command, tmp_
     np.testing.assert_allclose(config["model"]["data_mean"], mean, rtol=1e-3)
     np.testing.assert_allclose(config["model"]["data_std"], std, rtol=1e-3)
     assert config["loss"]["data_std"] == config["model"]["data_std"]
+    np.testing.assert_allclose(config["sampling"]["autoguidance_sigma_max"], 6.5 * std, rtol=0.03)
     assert config["model"]["components"] == 16  # of 160 examples
     assert not config["data"]["labels"]
     words = "Their 2 classes are not used; data.labels=True uses them."

@@ -81,7 +81,7 @@ def mnist(tmp_path):
 
 
 def run(program, mnist, *flags):
-    """Runs the program; the content of results.json."""
+    """Runs the program and returns the content of results.json."""
     output = mnist.parent / "out"
     program.main([str(mnist), f"--output={output}", "--number=16", *flags])
     return json.loads((output / "results.json").read_text())

@@ -88,7 +88,7 @@ def num_evaluations(sampling: Mapping[str, Any], num_levels: int) -> int:
     per_step = per_step.get(sampling["method"], num_levels)
     # Consistent annealed sampling denoises in its last step.
     number = num_steps * per_step + (denoise and sampling["method"] != "consistent")
-    # With autoguidance, a second network is evaluated each time.
+    # Autoguidance evaluates a second network, at most each time.
     return number * (1 if sampling["autoguidance_step"] is None else 2)
 
 

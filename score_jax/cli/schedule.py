@@ -139,7 +139,7 @@ def schedule_mode(command: Command, devices: Sequence[jax.Device]) -> bool:
     found = suggest(config, examples, command.changes)
     print_suggestion(found)
     if file:
-        config = config_for_data(config, examples, found)
+        config = config_for_data(config, examples, found, command.changes)
         validate(config)
         write_config(file, config, examples, found)
         announce(f"wrote {file}")
@@ -461,9 +461,18 @@ def _excess(ratio: float) -> str:
 
 
 def config_for_data(
-    config: Mapping[str, Any], examples: Examples, found: Suggestion
+    config: Mapping[str, Any],
+    examples: Examples,
+    found: Suggestion,
+    changes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The config at hand with the data, noise levels and network that fit a data set.
+
+    Args:
+        config: The config.
+        examples: The training examples.
+        found: The noise levels and steps.
+        changes: The settings that flags give, by dotted name.
 
     Raises:
         ValueError: If its network does not take the images.
@@ -495,6 +504,11 @@ def config_for_data(
                 f"these are {height}x{width}: set config.data.size, or choose another "
                 "config.model.name"
             )
+        # Guidance begins at a multiple of the standard deviation of the data.
+        largest = config["sampling"]["autoguidance_sigma_max"]
+        if largest is not None and "sampling.autoguidance_sigma_max" not in changes:
+            largest *= found.std / config["model"]["data_std"]
+            config["sampling"]["autoguidance_sigma_max"] = float(f"{largest:.2g}")
         config["model"]["data_mean"] = _short(found.mean)
         config["model"]["data_std"] = _short(found.std)
         # A Gaussian with more components than this has those of the sample, not of the data.

@@ -53,8 +53,9 @@ def _free(*kinds: str) -> tuple[str, ...]:
 FREE_TO_CONTINUE = _free(CONTINUE)
 FREE_TO_USE = _free(CONTINUE, USE)
 
-FIRST_LEVEL, MIDDLE_LEVEL = 32.26, 1.44
-"""First and middle noise level of small images, in units of the standard deviation of pixels."""
+FIRST_LEVEL, GUIDED_LEVEL, MIDDLE_LEVEL = 32.26, 6.5, 1.44
+"""Noise levels of small images in units of the standard deviation of pixels: the first one, the
+largest one with autoguidance, and the middle one."""
 
 
 def ncsn(**sections: Any) -> ml_collections.ConfigDict:
@@ -178,7 +179,7 @@ def small_images(
             "num_frames": 16,
             "autoguidance_step": quarter,
             "autoguidance_weight": 2.0,
-            "autoguidance_sigma_max": float(f"{6.5 * std:.2g}"),
+            "autoguidance_sigma_max": float(f"{GUIDED_LEVEL * std:.2g}"),
         },
     }
     return _published(recipe, sections)

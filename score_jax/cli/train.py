@@ -165,7 +165,7 @@ def _measured(run: Run) -> TrainState | None:
 
 
 def with_stable_targets(run: Run) -> Run:
-    """The run, with training examples as references of its objective if the config asks for it."""
+    """The run, with the training examples that config.loss.num_references asks for."""
     number = run.config["loss"]["num_references"]
     if not number:
         return run

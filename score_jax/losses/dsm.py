@@ -5,8 +5,8 @@
 with w_i = 1 as published, or w_i = 1 + sigma_i^2 / d^2 for data of standard deviation d: large
 noise levels, where a network can remove little of the noise, then weigh as much as others.
 
-With references, more examples of the data, z is replaced by its mean over all the clean data from
-which the perturbed x may come (`stable_noise`): gradients have the same mean and vary less.
+With references, further examples of the data, z is replaced by its posterior mean given
+x + sigma z (`stable_noise`): the gradient keeps its mean and has less variance.
 
 Two layers: `denoising_score_matching` is deterministic and takes the noise, `annealed_dsm` draws
 it.
@@ -59,7 +59,7 @@ def denoising_score_matching(
         sigmas: Noise levels, decreasing, in the unit of `x`.
         data_std: d above, above 0; None for weights of 1.
         references: Other examples, [references, *shape], for `stable_noise`; None for `noise`
-            itself. The minimum is then lower, by the variance that is gone.
+            itself. They lower the minimum by the variance of z that they remove.
 
     Returns:
         One loss per example, summed over its dimensions; without a unit.
@@ -110,7 +110,7 @@ def annealed_dsm(
 def stable_noise(
     x: AnyBatch, noise: Batch, level: Levels, sigmas: Sigmas, references: AnyBatch
 ) -> Batch:
-    """The mean of z given x + sigma z, if the data are `x` itself and the references.
+    """The posterior mean of z given x + sigma z, for data that are `x` and the references.
 
         z* = (x~ - sum_k w_k x_k) / sigma,   w = softmax(-||x~ - x_k||^2 / (2 sigma^2))
 

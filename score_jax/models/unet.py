@@ -216,7 +216,7 @@ class UNet(nn.Module):
         return nn.silu(condition)
 
     def _network(self, x: FeatureMap, condition: Array, channels: int) -> FeatureMap:
-        """F at unit scale, in float32, with so many channels."""
+        """F at unit scale, in float32, with `channels` channels as output."""
         dtype = compute_dtype(self.dtype)
         features = [self.width * multiplier for multiplier in self.multipliers]
         last = len(features) - 1
