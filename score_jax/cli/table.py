@@ -573,7 +573,7 @@ _TABLE = (
     _number(
         "sampling.autoguidance_sigma_max",
         None,
-        "Largest sigma at which the weaker network guides the samples; none guides at every sigma.",
+        "Largest sigma at which the weaker network guides the samples; none is no limit.",
         1e-6,
         1e6,
         optional=True,
