@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from truths import assert_mean
 
 from score_jax import fitting, sampling
 from score_jax.cli import build, settings, table
@@ -303,6 +304,21 @@ def test_references_need_an_objective_that_takes_them(name):
     words = rf"num_references=10 needs an objective that takes references, .*name='{name}' does"
     with pytest.raises(ValueError, match=words):
         build.build_loss(config["loss"])
+
+
+def test_chains_can_start_from_the_gaussian_of_the_data():
+    """N(m, sigma_1^2 + d^2): data N(m, d^2) perturbed by the first noise level."""
+    model = {"name": "unet", "data_mean": 0.13, "data_std": 0.3}
+    start = build.build_start({"start": "data"}, geometric_sigmas(0.4, 0.1, 3), False, model)
+    x = np.asarray(start(jax.random.split(jax.random.key(0), 20_000), (1,)), np.float64)[:, 0]
+    assert_mean(x, 0.13)
+    assert_mean((x - 0.13) ** 2, 0.4**2 + 0.3**2)
+
+
+def test_that_start_needs_the_moments_of_the_data():
+    words = r"start='data' needs config\.model\.data_mean and data_std, .* not set for .*'mlp'"
+    with pytest.raises(ValueError, match=words):
+        build.build_start({"start": "data"}, geometric_sigmas(0.4, 0.1, 3), False, {"name": "mlp"})
 
 
 def test_technique_4_needs_two_levels():

@@ -431,8 +431,8 @@ def build_start(
         if model.get("data_mean") is None or model.get("data_std") is None:
             raise ValueError(
                 "config.sampling.start='data' needs config.model.data_mean and data_std, which "
-                f"config.model.name={model['name']!r} does not have here: set them, or use "
-                "normal"
+                f"are not set for config.model.name={model['name']!r}: set them if the network "
+                "takes them, or use normal"
             )
         std = math.hypot(float(sigmas[0]), model["data_std"])
         return normal_start(std, float(model["data_mean"]))
