@@ -32,8 +32,8 @@ def drawn(batch, height, width, features, out, size=3):
 # From 32 features on, convolutions are by tiles of 4x4 pixels, or of 2x2 if those are fewer
 # products (the fifth case from the end); results of 8 to 16 features and even width are by
 # neighbouring columns; all others directly. The kernel's gradient is by tiles from 24 features on;
-# from 8 on, on large maps, by shifted images. Odd sizes and those that the dilation does not divide
-# are padded. The last four are divided into blocks of images.
+# from 8 on, on large maps, by shifted images. Odd sizes and those that the dilation does not
+# divide are padded. The last four are divided into blocks of images.
 CASES = [
     ((2, 8, 6, 3, 5), 1),
     ((4, 7, 9, 16, 24), 1),
