@@ -113,7 +113,7 @@ def test_eager_jitted_mapped_and_in_a_loop_are_alike():
     looped = jax.jit(
         lambda x: jax.lax.scan(lambda c, _: (c, convolve(c, kernel)), x, None, length=2)[1][1]
     )(x)
-    np.testing.assert_allclose(looped, eager, atol=1e-5)
+    np.testing.assert_allclose(looped, eager, atol=2e-4)
 
     def gradient(x, g):
         return jax.vjp(lambda k: convolve(x, k), kernel)[1](g)[0]
