@@ -1,9 +1,9 @@
 """Colour images of 32x32 pixels on two CPU cores, without labels.
 
-Data: CIFAR-10 as zips of train/class/*.jpg and test/class/*.jpg, --config.data.path="cifar10_*.zip";
-    or from tensorflow-datasets, with --config.data.source=tfds
-Method: as configs/mnist_small.py, with a wider U-Net and more steps. The largest noise level is that
-    of the largest principal component of the data.
+Data: CIFAR-10 as zips of train/class/*.jpg and test/class/*.jpg; or from tensorflow-datasets, with
+    --config.data.source=tfds --config.data.name=cifar10
+Method: as configs/mnist_small.py, with a wider U-Net and more steps. The largest noise level
+    follows from the largest principal component of the data.
 Command: score-jax --config=cifar10_small --config.data.path="cifar10_*.zip"
 """
 
