@@ -36,7 +36,7 @@ from tpu_program import Program
 from score_jax.cli import build
 from score_jax.cli.config_files import load_config, published_configs
 from score_jax.cli.estimate import num_evaluations
-from score_jax.devices import Feed, check_divides, compile_pmapped, pmap
+from score_jax.devices import Feed, check_divides, compile_pmapped
 from score_jax.fitting import compile_steps, initial_params
 from score_jax.network import score_fn
 from score_jax.noise import geometric_sigmas
@@ -160,8 +160,7 @@ def compiled(case: Case, config: dict[str, Any], batch: int, devices: list[Any])
     program = chains(config, trainer, x.shape[1:])
     shared = (jax.random.key(0), score_fn(trainer.model, state.ema_params))
     own = (np.zeros((len(devices), batch), np.int32), None)
-    mapped = pmap(program, devices, (None, 0), 0)
-    return compile_pmapped(mapped, (shared, own), (None, 0), 0)
+    return compile_pmapped(program, devices, (shared, own), (None, 0), 0)
 
 
 def flop_of(case: Case, config: dict[str, Any], batch: int) -> float:

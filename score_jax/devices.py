@@ -23,6 +23,8 @@ from score_jax.typing import Array
 AXIS = "devices"
 LARGEST_PACKED = 2**15
 """Number of elements up to which a leaf joins the flat all-reduce buffer."""
+TPU_OPTIONS = {"xla_tpu_enable_deduplicated_calls": "true"}
+"""Options of the TPU compiler: equal operations share their code, with the same cycles."""
 
 
 def num_cores() -> int:
@@ -54,19 +56,30 @@ def pmap(
     )
 
 
-def compile_pmapped(mapped: Callable, arguments: tuple, in_axes: Any, out_axes: Any) -> Callable:
-    """Compiles a function made by `pmap`, for arguments of these shapes.
+def compile_pmapped(
+    function: Callable,
+    devices: Sequence[jax.Device],
+    arguments: tuple,
+    in_axes: Any,
+    out_axes: Any,
+    donate: tuple[int, ...] = (),
+) -> Callable:
+    """Compiles `pmap` of a function, for arguments of these shapes.
 
     Args:
-        mapped: The function.
+        function: The function.
+        devices: As in `pmap`.
         arguments: Its arguments; of several processes, each gives the rows of its own devices.
         in_axes: As in `pmap`, for the function's own arguments.
         out_axes: As in `pmap`.
+        donate: As in `pmap`.
 
     Returns:
         The compiled function; its method `as_text` gives the compiled program.
     """
-    compiled = mapped.lower(*arguments).compile()
+    mapped = pmap(function, devices, in_axes, out_axes, donate)
+    options = TPU_OPTIONS if devices[0].platform == "tpu" else None
+    compiled = mapped.lower(*arguments).compile(options)
     if jax.process_count() == 1:
         return compiled
 

@@ -33,7 +33,6 @@ from score_jax.devices import (
     feed,
     first_replica,
     is_first_process,
-    pmap,
     replicate,
 )
 from score_jax.noise import check_counts, check_seed, run_keys
@@ -276,12 +275,12 @@ def compile_steps(
         return jax.lax.fori_loop(0, number, one_step, (state, empty))
 
     axes = (None, None, 0, None)
-    program = pmap(steps, devices, axes, None, donate=(1,))
     example = source.fetch(np.zeros(batch_size, np.int32))
     arguments = tuple(np.stack([array] * steps_per_call, axis=1) for array in example)
     fixed = (jax.random.key(0), source.resident)
+    arguments = (fixed, state, arguments, np.int32(1))
     with unchecked():
-        compiled = compile_pmapped(program, (fixed, state, arguments, np.int32(1)), axes, None)
+        compiled = compile_pmapped(steps, devices, arguments, axes, None, donate=(1,))
 
     def run(key, state, arguments, number):
         with unchecked():
@@ -475,7 +474,7 @@ def _held_out_loss_fn(
     axes = (None, None, 0)
     example = source.fetch(np.zeros(batch_size, np.int32))
     arguments = ((key, source.resident), state.ema_params, example)
-    program = compile_pmapped(pmap(loss, devices, axes, None), arguments, axes, None)
+    program = compile_pmapped(loss, devices, arguments, axes, None)
 
     def held_out_loss(params) -> float:
         losses = []

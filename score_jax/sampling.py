@@ -25,7 +25,6 @@ from score_jax.devices import (
     first_replica,
     merge,
     merge_second,
-    pmap,
     replicate,
     split,
 )
@@ -360,8 +359,8 @@ class _Program:
             where = f"batch of {batch_size} on {described(self.devices)}"
             announce(f"compiling the sampler ({where}) ...", progress)
             begun = time.monotonic()
-            mapped = pmap(self.program, self.devices, (None, 0), 0)
-            self.executable = compile_pmapped(mapped, arguments, (None, 0), 0)
+            axes = (None, 0)
+            self.executable = compile_pmapped(self.program, self.devices, arguments, axes, 0)
             announce(f"compiled in {time.monotonic() - begun:.1f} s", progress)
         return self.executable
 

@@ -18,7 +18,8 @@ import jax, jax.numpy as jnp
 import tpu
 from scaling import collectives
 from score_jax.cli.config_files import load_config
-from score_jax.devices import pmap
+from score_jax.devices import compile_pmapped, pmap
+from score_jax.ops.winograd import convolve
 from tpu_program import Program
 
 devices = tpu.topology("v5e", 4)
@@ -31,6 +32,16 @@ def cycles(function):
 def products(number):
     return lambda x: jax.lax.scan(lambda y, _: (jnp.tanh(y @ x), None), x, None, number)[0]
 
+def four_convolutions(x):
+    for _ in range(4):
+        x = convolve(x, jnp.ones((3, 3, 128, 128), x.dtype))
+    return x
+
+def program(compiled):
+    size = compiled.memory_analysis().generated_code_size_in_bytes
+    return size, sum(Program(compiled.as_text()).cycles().values())
+
+images = jax.ShapeDtypeStruct((4, 32, 16, 16, 128), jnp.bfloat16)
 config = load_config("digits")
 config["data"] |= {"labels": False, "label_dropout": 0.0, "size": 8, "channels": 1}
 config["model"] = {"name": "mlp", "hidden": (16,)}
@@ -44,6 +55,8 @@ print(json.dumps({
     "collectives": [kind for kind, _ in collectives(step)],
     "step": sum(Program(step).cycles().values()),
     "flop of the step": tpu.flop_of(case, config, 8),
+    "plain": program(pmap(four_convolutions, devices, 0, 0).lower(images).compile()),
+    "shared": program(compile_pmapped(four_convolutions, devices, (images,), 0, 0)),
 }))
 """
 
@@ -68,6 +81,11 @@ def test_the_tpu_compiler_estimates_products_and_loops_and_sends_the_gradients_o
     assert counts["collectives"] == ["all-reduce"]
     assert counts["step"] > 0
     assert counts["flop of the step"] > 0
+
+    # Equal operations share their code, at the same cycles.
+    (plain, cycles), (shared, same) = counts["plain"], counts["shared"]
+    assert shared < 0.8 * plain
+    assert same == pytest.approx(cycles, rel=0.02)
 
 
 def test_without_the_compiler_one_sentence_says_so(monkeypatch):
