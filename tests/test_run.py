@@ -375,6 +375,17 @@ def test_a_dry_run_estimates_and_writes_nothing(tmp_path, monkeypatch, capsys):
     assert tree(folder) == before
 
 
+def test_a_dry_run_of_a_network_with_components_ends(tmp_path, monkeypatch, capsys):
+    """The Gaussian of an untrained network has variances above 0."""
+    from score_jax.cli import estimate
+
+    monkeypatch.setattr(estimate, "SECONDS", 0.01)
+    network = small()["model"] | {"components": 4}
+    command = make_command(tmp_path / "run", config=perceptron(model=network), dry_run=True)
+    assert run_mode(command)
+    assert "in total about " in capsys.readouterr().out
+
+
 def test_a_run_takes_training_examples_as_references(tmp_path):
     """The loss of its first step is that of the objective with these references."""
     one = {"training__num_steps": 1, "training__log_every": 1, "training__checkpoint_every": 1}

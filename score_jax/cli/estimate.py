@@ -15,6 +15,7 @@ from score_jax.fitting import compile_steps, initial_params
 from score_jax.noise import run_keys
 from score_jax.progress import announce
 from score_jax.samplers.langevin import annealed_langevin
+from score_jax.training import TrainState
 
 SECONDS = 3.0
 """Approximate time for which training steps are measured."""
@@ -94,11 +95,7 @@ def num_evaluations(sampling: Mapping[str, Any], num_levels: int) -> int:
 
 def _langevin_seconds(run: Run, batch_size: int) -> float:
     """Seconds of one Langevin step of a batch of chains."""
-    params = run.state_shape.ema_params
-    if run.state is not None:
-        params = run.state.ema_params
-    else:
-        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    params = _initial_state(run).params if run.state is None else run.state.ema_params
     ends = []
     arguments = {
         **run.sampling(batch_size),
@@ -124,6 +121,14 @@ def _langevin_seconds(run: Run, batch_size: int) -> float:
     return seconds / (2 * num_steps)
 
 
+def _initial_state(run: Run) -> TrainState:
+    """The state in which a run would begin."""
+    seed = run.config["seed"]
+    return run.trainer.init(
+        initial_params(run.trainer, run.data.train, run.data.train_labels, seed)
+    )
+
+
 def _training_step(run: Run) -> tuple[Callable, Any, tuple]:
     """The compiled training step, a state, and the arguments of one call."""
     settings = run.config["training"]
@@ -131,11 +136,7 @@ def _training_step(run: Run) -> tuple[Callable, Any, tuple]:
     resident = build.fits(data, run.config["data"])
     arrays = (data.train,) if data.train_labels is None else (data.train, data.train_labels)
     source = feed(arrays, run.devices, resident)
-    state = run.state
-    if state is None:
-        params = initial_params(run.trainer, data.train, data.train_labels, run.config["seed"])
-        state = run.trainer.init(params)
-    state = replicate(state, run.devices)
+    state = replicate(_initial_state(run) if run.state is None else run.state, run.devices)
     batch_size, steps_per_call = settings["batch_size"], settings["steps_per_call"]
     step_fn = compile_steps(run.trainer, source, state, run.devices, batch_size, steps_per_call)
     batch = source.fetch(np.arange(batch_size, dtype=np.int32) % len(data.train))
