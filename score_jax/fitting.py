@@ -278,9 +278,9 @@ def compile_steps(
     example = source.fetch(np.zeros(batch_size, np.int32))
     arguments = tuple(np.stack([array] * steps_per_call, axis=1) for array in example)
     fixed = (jax.random.key(0), source.resident)
-    arguments = (fixed, state, arguments, np.int32(1))
+    call = (fixed, state, arguments, np.int32(1))
     with unchecked():
-        compiled = compile_pmapped(steps, devices, arguments, axes, None, donate=(1,))
+        compiled = compile_pmapped(steps, devices, call, axes, None, donate=(1,))
 
     def run(key, state, arguments, number):
         with unchecked():

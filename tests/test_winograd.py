@@ -110,10 +110,13 @@ def test_eager_jitted_mapped_and_in_a_loop_are_alike():
     np.testing.assert_allclose(
         jax.vmap(convolve, (None, 0))(x, jnp.stack([kernel, 2 * kernel]))[1], 2 * eager, atol=2e-4
     )
+    # The kernel is an argument, since XLA rounds products of constants in another way.
     looped = jax.jit(
-        lambda x: jax.lax.scan(lambda c, _: (c, convolve(c, kernel)), x, None, length=2)[1][1]
-    )(x)
-    np.testing.assert_allclose(looped, eager, atol=2e-4)
+        lambda x, kernel: jax.lax.scan(lambda c, _: (c, convolve(c, kernel)), x, None, length=2)[
+            1
+        ][1]
+    )(x, kernel)
+    np.testing.assert_allclose(looped, eager, atol=1e-5)
 
     def gradient(x, g):
         return jax.vjp(lambda k: convolve(x, k), kernel)[1](g)[0]

@@ -1,5 +1,6 @@
 """Estimates the memory and the time of a command, for `--dry_run`; writes nothing."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ SECONDS = 3.0
 def estimate_training(run: Run) -> bool:
     """Prints parameters, memory and an estimate of the time of training and sampling; True."""
     settings = run.config["training"]
+    if run.state is None:
+        run = dataclasses.replace(run, state=_initial_state(run))
     announce(run.describe())
     announce(_describe_data(run))
     state_bytes = _num_bytes(run.state_shape)
@@ -95,7 +98,6 @@ def num_evaluations(sampling: Mapping[str, Any], num_levels: int) -> int:
 
 def _langevin_seconds(run: Run, batch_size: int) -> float:
     """Seconds of one Langevin step of a batch of chains."""
-    params = _initial_state(run).params if run.state is None else run.state.ema_params
     ends = []
     arguments = {
         **run.sampling(batch_size),
@@ -114,7 +116,7 @@ def _langevin_seconds(run: Run, batch_size: int) -> float:
     for num_steps in (2, 50):
         ends.clear()
         arguments["num_steps"] = num_steps
-        sampling.sample(run.score_fn(params), run.sigmas[:1], **arguments)
+        sampling.sample(run.score_fn(run.state.ema_params), run.sigmas[:1], **arguments)
         seconds = ends[-1] - ends[0]
         if seconds > 1.0:
             break
@@ -122,11 +124,9 @@ def _langevin_seconds(run: Run, batch_size: int) -> float:
 
 
 def _initial_state(run: Run) -> TrainState:
-    """The state in which a run would begin."""
-    seed = run.config["seed"]
-    return run.trainer.init(
-        initial_params(run.trainer, run.data.train, run.data.train_labels, seed)
-    )
+    """The state in which a run begins."""
+    data, seed = run.data, run.config["seed"]
+    return run.trainer.init(initial_params(run.trainer, data.train, data.train_labels, seed))
 
 
 def _training_step(run: Run) -> tuple[Callable, Any, tuple]:
@@ -136,7 +136,7 @@ def _training_step(run: Run) -> tuple[Callable, Any, tuple]:
     resident = build.fits(data, run.config["data"])
     arrays = (data.train,) if data.train_labels is None else (data.train, data.train_labels)
     source = feed(arrays, run.devices, resident)
-    state = replicate(_initial_state(run) if run.state is None else run.state, run.devices)
+    state = replicate(run.state, run.devices)
     batch_size, steps_per_call = settings["batch_size"], settings["steps_per_call"]
     step_fn = compile_steps(run.trainer, source, state, run.devices, batch_size, steps_per_call)
     batch = source.fetch(np.arange(batch_size, dtype=np.int32) % len(data.train))

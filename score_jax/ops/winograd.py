@@ -201,7 +201,8 @@ def _winograd(x, kernel, dilation, transposed):
         return tiles.join(tiles.overlapping(x, transform.images) @ u, transform.outputs)
 
     # Blocks are at least as large as the kernel, which every block reads.
-    size = _block_size(x, u.shape[2], dilation, transform, max(BLOCK_BYTES, 4 * u.size))
+    elements = _num_products(x.shape, dilation, transform) * max(u.shape[1:])
+    size = _block_size(x.shape[0], 4 * elements, max(BLOCK_BYTES, 4 * u.size))
     if size is None:
         return of_block(x)
     blocks = x.reshape(-1, size, *x.shape[1:])
@@ -237,7 +238,8 @@ def _winograd_gradient(x, g, dilation):
     # Blocks are at least as large as the sum, to which every block adds.
     points = transform.size + 2
     like = jax.ShapeDtypeStruct((points**2, x.shape[-1], g.shape[-1]), x.dtype)
-    size = _block_size(x, g.shape[-1], dilation, transform, max(BLOCK_BYTES, 4 * like.size))
+    elements = _num_products(x.shape, dilation, transform) * max(like.shape[1:])
+    size = _block_size(x.shape[0], 4 * elements, max(BLOCK_BYTES, 4 * like.size))
     m = _sum_of_blocks(of_block, x, g, size, like)
     gradient = _both(transform.kernel.T) @ m.reshape(points**2, -1)
     return gradient.reshape(3, 3, *m.shape[1:])
@@ -256,7 +258,8 @@ def _few_features(x, g, dilation):
         return jax.lax.dot_general(x.reshape(-1, features), rows, (((0,), (0,)), ((), ())))
 
     like = jax.ShapeDtypeStruct((features, 9 * g.shape[-1]), x.dtype)
-    size = _block_size(x, 9 * g.shape[-1] // 4, dilation, _SMALL, BLOCK_BYTES)
+    elements = height * width * max(4 * features, 9 * g.shape[-1])
+    size = _block_size(x.shape[0], 4 * elements, BLOCK_BYTES)
     total = _sum_of_blocks(of_block, x, g, size, like)
     return total.reshape(features, 3, 3, -1).transpose(1, 2, 0, 3)
 
@@ -270,19 +273,16 @@ def _sum_of_blocks(of_block, x, g, size, like):
     return jax.lax.scan(lambda total, block: (total + of_block(*block), None), zeros, blocks)[0]
 
 
-def _block_size(x, num_outputs, dilation, transform, num_bytes):
-    """The number of images at a time whose transform stays in the caches of a core.
+def _block_size(batch, image_bytes, block_bytes):
+    """The number of images, with transforms of `image_bytes`, that the cores take at a time.
 
     It divides the batch. None for batches without a suitable divisor, and for those whose size an
     exported program leaves open: they are not divided.
     """
-    batch = x.shape[0]
     if not isinstance(batch, int):
         return None
-    largest = max(x.shape[-1], num_outputs)
-    products = _num_products((1, *x.shape[1:]), dilation, transform)
     threads = max(1, num_cores() // jax.local_device_count("cpu"))
-    wanted = max(1, threads * num_bytes // (4 * products * largest))
+    wanted = max(1, threads * block_bytes // image_bytes)
     divisor = next(n for n in range(min(wanted, batch), 0, -1) if batch % n == 0)
     return divisor if divisor < batch and 4 * divisor > wanted else None
 
