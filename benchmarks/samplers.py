@@ -50,7 +50,7 @@ SAMPLERS = [
     ),
     (
         "predictor-corrector, snr 0.24",
-        {"method": "predictor_corrector", "num_steps": 79, "grid": "geometric", "snr": 0.24},
+        {"method": "predictor_corrector", "num_steps": 60, "grid": "geometric", "snr": 0.24},
     ),
 ]
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 NARROW = {
     "model__width": 4,
+    "model__groups": 4,
     "noise__num_levels": 4,
     "optim__warmup_steps": 5,
     "training__num_steps": 60,

@@ -426,7 +426,7 @@ def test_another_run_is_recognised():
     with pytest.raises(ValueError, match=words):
         check_same_run(saved, digits(seed=4), FREE_TO_CONTINUE, folder)
     for settings_that_differ in (FREE_TO_CONTINUE, FREE_TO_USE):
-        with pytest.raises(ValueError, match=r"config\.model\.width is 24 there and 32 here"):
+        with pytest.raises(ValueError, match=r"config\.model\.width is 64 there and 32 here"):
             check_same_run(saved, digits(model__width=32), settings_that_differ, folder)
     with pytest.raises(ValueError, match=r"batch_size is 128 there and 64 here"):
         check_same_run(saved, digits(training__batch_size=64), FREE_TO_CONTINUE, folder)
