@@ -432,8 +432,9 @@ def test_another_run_is_recognised():
         check_same_run(saved, digits(training__batch_size=64), FREE_TO_CONTINUE, folder)
     with pytest.raises(ValueError, match=r"crop is none there and 4 here"):
         check_same_run(saved, digits(data__crop=4), FREE_TO_USE, folder)
-    without_defaults = digits(model={"name": "unet", "data_mean": 0.3, "data_std": 0.35})
-    check_same_run(saved, without_defaults, (), folder)
+    bare = {"name": "unet", "data_mean": 0.3, "data_std": 0.35}
+    explicit = digits(model=bare | {"width": 24, "heads": 4, "groups": 4, "patch_size": 1})
+    check_same_run(json.loads(json.dumps(explicit)), digits(model=bare), (), folder)
     tuples = digits(model={"name": "mlp", "hidden": (4,)})
     check_same_run(json.loads(json.dumps(tuples)), tuples, (), folder)
 
