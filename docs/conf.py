@@ -24,7 +24,7 @@ extensions = [
 ]
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # Outputs are stored in the notebooks; tests/test_notebooks.py runs them.
+nb_execution_mode = "off"  # Outputs are stored; tests/test_notebooks.py runs the cells.
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # The signature shows them already.

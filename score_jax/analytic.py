@@ -48,6 +48,11 @@ def mixture_log_density(
         scales: Standard deviations of the modes, in the unit of `x`.
         sigma: Standard deviation of the noise that perturbs the mixture, one for all points or
             [batch]; 0 for the mixture itself.
+
+    Example:
+        >>> weights, means, scales = jnp.array([0.8, 0.2]), jnp.array([[5.0], [-5.0]]), jnp.ones(2)
+        >>> print(sj.mixture_log_density(means, weights, means, scales).round(2))
+        [-1.14 -2.53]
     """
     weights, means, scales = (jnp.asarray(array) for array in (weights, means, scales))
     dimension = means[0].size
@@ -62,7 +67,14 @@ def mixture_log_density(
 
 
 def mixture_score_fn(weights: PerMode, means: Centres, scales: PerMode, sigmas: Sigmas) -> ScoreFn:
-    """The exact score of the mixture perturbed by each of `sigmas`, as a score function."""
+    """The exact score of the mixture perturbed by each of `sigmas`, as a score function.
+
+    Example:
+        >>> weights, means, scales = jnp.array([0.8, 0.2]), jnp.array([[5.0], [-5.0]]), jnp.ones(2)
+        >>> score_fn = sj.mixture_score_fn(weights, means, scales, jnp.array([0.1]))
+        >>> print(np.asarray(score_fn(jnp.array([[4.0]]), jnp.array([0]))).round(2))
+        [[0.99]]
+    """
     weights, means, scales = (jnp.asarray(array) for array in (weights, means, scales))
 
     def score_fn(x, level):
@@ -90,6 +102,12 @@ def gaussian_score_fn(
         mean: Mean of the data.
         variance: Variance of each dimension, or one for all.
         sigmas: Noise levels, in the unit of the data.
+
+    Example:
+        >>> sigmas = jnp.array([1.0])
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.array([1.0, 3.0]), sigmas)
+        >>> score_fn(jnp.ones((1, 2)), jnp.array([0])).tolist()
+        [[-0.5, -0.25]]
     """
 
     def score_fn(x, level):
@@ -101,7 +119,14 @@ def gaussian_score_fn(
 
 
 def sample_mixture(keys: Keys, weights: PerMode, means: Centres, scales: PerMode) -> Batch:
-    """Exact samples of the mixture, [batch, *shape], one per key."""
+    """Exact samples of the mixture, [batch, *shape], one per key.
+
+    Example:
+        >>> weights, means, scales = jnp.array([0.8, 0.2]), jnp.array([[5.0], [-5.0]]), jnp.ones(2)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.sample_mixture(keys, weights, means, scales).shape
+        (8, 1)
+    """
     weights, means, scales = (jnp.asarray(array) for array in (weights, means, scales))
 
     def one(key):
@@ -130,6 +155,12 @@ def full_gaussian_score_fn(mean: Point, covariance: Matrix, sigmas: Sigmas) -> S
     Raises:
         ValueError: If the covariance does not fit the mean, or is concrete and not symmetric or
             not positive semidefinite.
+
+    Example:
+        >>> sigmas = jnp.array([1.0])
+        >>> score_fn = sj.full_gaussian_score_fn(jnp.zeros(2), jnp.eye(2), sigmas)
+        >>> score_fn(jnp.ones((1, 2)), jnp.array([0])).round(3).tolist()
+        [[-0.5, -0.5]]
     """
     mean = jnp.asarray(mean)
     variances, axes = _eigen(covariance, mean.size)
@@ -158,6 +189,11 @@ def full_gaussian_log_density(
 
     Raises:
         ValueError: As `full_gaussian_score_fn`.
+
+    Example:
+        >>> x = jnp.zeros((1, 2))
+        >>> print(sj.full_gaussian_log_density(x, jnp.zeros(2), jnp.eye(2)).round(3))
+        [-1.838]
     """
     mean = jnp.asarray(mean)
     variances, axes = _eigen(covariance, mean.size)
@@ -171,6 +207,11 @@ def sample_full_gaussian(keys: Keys, mean: Point, covariance: Matrix) -> Batch:
 
     Raises:
         ValueError: As `full_gaussian_score_fn`.
+
+    Example:
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.sample_full_gaussian(keys, jnp.zeros(2), jnp.eye(2)).shape
+        (8, 2)
     """
     mean = jnp.asarray(mean)
     variances, axes = _eigen(covariance, mean.size)
@@ -202,6 +243,15 @@ def full_gaussian_posterior(
 
     Raises:
         ValueError: If noise_std is negative, or shapes do not fit each other.
+
+    Example:
+        >>> known_first = sj.mask(jnp.array([True, False]))
+        >>> covariance = jnp.array([[1.0, 0.8], [0.8, 1.0]])
+        >>> mean, covariance = sj.full_gaussian_posterior(
+        ...     jnp.zeros(2), covariance, known_first, jnp.array([[1.0]]), 1e-3
+        ... )
+        >>> print(np.asarray(mean).round(2))
+        [[1.  0.8]]
     """
     if not isinstance(noise_std, jax.core.Tracer) and not noise_std >= 0:
         raise ValueError(f"noise_std={noise_std} must be 0 or above")

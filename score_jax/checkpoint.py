@@ -52,6 +52,9 @@ class Checkpoints:
         keep: Number of newest checkpoints to keep; None keeps all.
         run: Identity of the run, which is stored and compared; None for none.
         keep_steps: Steps whose checkpoints are kept besides.
+
+    Example:
+        >>> checkpoints = sj.Checkpoints("runs/mine/checkpoints")  # doctest: +SKIP
     """
 
     def __init__(

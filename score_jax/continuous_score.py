@@ -43,6 +43,13 @@ def continuous(
 
     Raises:
         ValueError: If sigmas do not decrease.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> at = sj.continuous(score_fn, sigmas)
+        >>> at(jnp.ones((1, 2)), jnp.array([1.0])).round(3).tolist()
+        [[-0.5, -0.5]]
     """
     sigmas = jnp.asarray(checked_sigmas(sigmas))
 
@@ -81,6 +88,13 @@ def at_sigmas(
 
     Raises:
         ValueError: If sigmas or others do not decrease.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> finer = sj.at_sigmas(score_fn, sigmas, sj.geometric_sigmas(1.0, 0.1, 9))
+        >>> print(np.asarray(finer(jnp.ones((1, 2)), jnp.array([8]))).round(3))
+        [[-0.99 -0.99]]
     """
     arrays = (jnp.asarray(checked_sigmas(each)) for each in (sigmas, others))
     return jax.tree_util.Partial(_at_sigmas, as_pytree(score_fn), *arrays)

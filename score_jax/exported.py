@@ -135,6 +135,10 @@ def load_sampler(path: str | os.PathLike) -> Sampler:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is corrupt or not an exported sampler.
         ImportError: If the package flatbuffers is missing.
+
+    Example:
+        >>> sampler = sj.load_sampler("runs/digits/sampler.zip")  # doctest: +SKIP
+        >>> images = sampler(seed=0, number=10)  # doctest: +SKIP
     """
     path = os.path.expanduser(path)
     try:

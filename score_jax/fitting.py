@@ -134,6 +134,15 @@ def fit(
         OSError: If `workdir` cannot be written, or an example cannot be read. If the first
             process, or the only one, cannot read it, the steps before are saved; if another one
             cannot, the run continues from the last checkpoint before.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> trainer = sj.make_trainer(
+        ...     sj.MLP(sigmas=sigmas, hidden=(8,)), sj.annealed_dsm, optax.adam(1e-3), sigmas
+        ... )
+        >>> x = np.zeros((64, 2), np.float32)
+        >>> state = sj.fit(trainer, x, num_steps=2, batch_size=16, seed=0, progress=False)
+        >>> score_fn = sj.score_fn(trainer.model, state.ema_params)
     """
     devices = tuple(devices or jax.devices())
     train, held_out = splits_of(x, label, held_out, held_out_label)

@@ -44,6 +44,14 @@ def final_variance(
 
     Raises:
         ValueError: If the sampler draws noise more than 2**20 times.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(10.0, 0.1, 20)
+        >>> variance = sj.final_variance(
+        ...     sj.annealed_langevin, sigmas, np.ones(1), step_size=5e-3, num_steps=10
+        ... )
+        >>> bool(abs(variance[0] - 1) < 0.3)
+        True
     """
     sigmas = checked_sigmas(np.asarray(sigmas, np.float32))
     variance = np.asarray(variance, np.float32)

@@ -43,6 +43,14 @@ def class_guidance(
 
     Raises:
         ValueError: If a concrete weight is negative.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> unconditional = sj.gaussian_score_fn(jnp.zeros(2), 4 * jnp.ones(2), sigmas)
+        >>> guided = sj.class_guidance(score_fn, unconditional, 1.5)
+        >>> print(np.asarray(guided(jnp.ones((1, 2)), jnp.array([0]))).round(3))
+        [[-0.65 -0.65]]
     """
     return _partial(_guided, conditional, unconditional, weight)
 
@@ -68,6 +76,14 @@ def autoguidance(
 
     Raises:
         ValueError: If a concrete weight is negative.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> weaker = sj.gaussian_score_fn(jnp.zeros(2), 4 * jnp.ones(2), sigmas)
+        >>> guided = sj.autoguidance(score_fn, weaker, 1.5)
+        >>> print(np.asarray(guided(jnp.ones((1, 2)), jnp.array([0]))).round(3))
+        [[-0.65 -0.65]]
     """
     return _partial(_autoguided, score_fn, weaker, weight, first_level)
 
@@ -92,6 +108,12 @@ def without_label(score_fn: Callable[..., Array], num_classes: int) -> Callable[
     Returns:
         (x, level) -> score, as a pytree of the arrays of `score_fn`. Further arguments are
         ignored.
+
+    Example:
+        >>> conditional = lambda x, level, label: label[:, None] - x
+        >>> any_class = sj.without_label(conditional, 10)  # label 10 stands for no class
+        >>> any_class(jnp.zeros((2, 1)), jnp.zeros(2, int)).tolist()
+        [[10.0], [10.0]]
     """
     return with_fixed_label(score_fn, num_classes)
 
@@ -106,6 +128,12 @@ def with_fixed_label(score_fn: Callable[..., Array], label: int | Array) -> Call
     Returns:
         (x, level) -> score, as a pytree of the arrays of `score_fn`. Further arguments are
         ignored.
+
+    Example:
+        >>> conditional = lambda x, level, label: label[:, None] - x
+        >>> threes = sj.with_fixed_label(conditional, 3)
+        >>> threes(jnp.zeros((2, 1)), jnp.zeros(2, int)).tolist()
+        [[3.0], [3.0]]
     """
     return jax.tree_util.Partial(_labelled, as_pytree(score_fn), jnp.int32(label))
 

@@ -71,7 +71,15 @@ def log_density(
     sigmas: Sigmas | Sequence[float],
     **settings: Any,
 ) -> Losses:
-    """Log density of each example in nats, [batch]; arguments and errors as in `density_flow`."""
+    """Log density of each example in nats, [batch]; arguments and errors as in `density_flow`.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(20.0, 0.01, 40)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> log_p = sj.log_density(None, score_fn, jnp.zeros((1, 2)), sigmas, variance=jnp.ones(2))
+        >>> abs(float(log_p[0]) + 1.838) < 0.01  # log N(0; 0, I) in two dimensions
+        True
+    """
     return density_flow(keys, score_fn, x, sigmas, **settings).log_density
 
 
@@ -121,6 +129,13 @@ def density_flow(
     Raises:
         ValueError: If there is only one noise level, sigmas do not decrease, keys are missing or
             not one per example, the score has another shape than `x`, or a number is out of range.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> flow = sj.density_flow(None, score_fn, jnp.zeros((1, 2)), sigmas)
+        >>> flow.log_density.shape
+        (1,)
     """
     # Check all that can be checked, on Python numbers.
     x = check_batch(x, keys if num_probes is not None else None)
@@ -163,6 +178,10 @@ def bits_per_dimension(
             the density itself in bits.
 
     Reference: Theis et al. (2016), section 3.1.
+
+    Example:
+        >>> sj.bits_per_dimension(0.0, dimension=64, num_values=256)
+        8.0
     """
     return -log_density / (dimension * math.log(2)) + math.log2(num_values)
 

@@ -23,6 +23,14 @@ class Model(NamedTuple):
             conditional network takes (key, x, level, label).
         apply: (params, x, level) -> score [batch, *shape]. A conditional network takes
             (params, x, level, label).
+
+    Example:
+        >>> linear = sj.Model(
+        ...     init=lambda key, x, level: {"w": jnp.zeros(x.shape[1:])},
+        ...     apply=lambda params, x, level: params["w"] - x,
+        ... )
+        >>> sj.score_fn(linear, {"w": jnp.ones(2)})(jnp.zeros((1, 2)), jnp.array([0])).tolist()
+        [[1.0, 1.0]]
     """
 
     init: Callable[..., Params]
@@ -81,6 +89,14 @@ def score_fn(model: Any, params: Params) -> ScoreFn:
 
     Returns:
         (x, level) -> score, or (x, level, label) -> score for a conditional network.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> model = sj.MLP(sigmas=sigmas)
+        >>> x, level = jnp.zeros((3, 2)), jnp.array([0, 1, 4])
+        >>> params = model.init(jax.random.key(0), x, level)["params"]
+        >>> sj.score_fn(model, params)(x, level).shape
+        (3, 2)
     """
     return jax.tree_util.Partial(as_model(model).apply, params)
 

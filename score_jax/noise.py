@@ -48,6 +48,10 @@ def geometric_sigmas(sigma_max: float, sigma_min: float, num_levels: int) -> Sig
         ValueError: If the levels would not be positive, finite and decreasing.
 
     Reference: Song & Ermon (2019), section 4.1.
+
+    Example:
+        >>> print(sj.geometric_sigmas(1.0, 0.01, 3))
+        [1.   0.1  0.01]
     """
     check_counts(num_levels=num_levels)
     if not 0 < sigma_min <= sigma_max < math.inf:
@@ -86,6 +90,10 @@ def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float =
         ValueError: If the levels would not be positive, finite and decreasing.
 
     Reference: Karras et al. (2022), equation 5.
+
+    Example:
+        >>> print(np.asarray(sj.edm_sigmas(10.0, 0.1, 4)).round(2))
+        [10.    2.93  0.66  0.1 ]
     """
     check_counts(2, num_levels=num_levels)
     if not 0 < sigma_min < sigma_max < math.inf or not 0 < rho < math.inf:
@@ -222,6 +230,12 @@ def example_keys(key: OneKey, index: Index) -> Keys:
     Args:
         key: The key of a step, or of a run.
         index: Global indices of the examples, int [batch].
+
+    Example:
+        >>> keys = sj.example_keys(jax.random.key(0), jnp.arange(3))
+        >>> later = sj.example_keys(jax.random.key(0), jnp.arange(2, 3))
+        >>> bool(keys[2] == later[0])
+        True
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.asarray(index))
 
@@ -257,7 +271,14 @@ def _draw(distribution: Callable, keys: Keys, shape: tuple[int, ...], dtype: Any
 
 
 def uniform_levels(key: OneKey, index: Index, *, batch_size: int, num_levels: int) -> Levels:
-    """Independent uniform levels, int32 [batch], as in the paper; `batch_size` is ignored."""
+    """Independent uniform levels, int32 [batch], as in the paper; `batch_size` is ignored.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> level = sj.uniform_levels(key, jnp.arange(6), batch_size=6, num_levels=3)
+        >>> level.shape, bool(((0 <= level) & (level < 3)).all())
+        ((6,), True)
+    """
     del batch_size
     keys = example_keys(key, index)
     return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_levels, jnp.int32))(keys)
@@ -275,6 +296,12 @@ def stratified_levels(key: OneKey, index: Index, *, batch_size: int, num_levels:
         index: Global indices of the examples in this step's batch, in [0, batch_size).
         batch_size: Examples per step over all devices.
         num_levels: Number of noise levels.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> level = sj.stratified_levels(key, jnp.arange(6), batch_size=6, num_levels=3)
+        >>> sorted(level.tolist())
+        [0, 0, 1, 1, 2, 2]
     """
     position = _stratified(key, index, batch_size)
     level = jnp.floor(num_levels * position).astype(jnp.int32)
@@ -297,6 +324,12 @@ def normal_levels(key: OneKey, index: Index, *, batch_size: int, num_levels: int
         num_levels: Number of noise levels.
 
     Reference: Karras et al. (2022), table 1, "noise distribution".
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> level = sj.normal_levels(key, jnp.arange(6), batch_size=6, num_levels=3)
+        >>> level.shape, bool(((0 <= level) & (level < 3)).all())
+        ((6,), True)
     """
     quantile = jnp.clip(_stratified(key, index, batch_size), 1e-6, 1 - 1e-6)
     position = 0.5 + jax.scipy.special.ndtri(quantile) / 6
@@ -352,6 +385,11 @@ def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> Batch:
 
     Raises:
         ValueError: If a concrete level is out of range.
+
+    Example:
+        >>> sigmas, level = jnp.array([1.0, 0.1]), jnp.array([0, 1])
+        >>> print(sj.perturb(jnp.zeros((2, 1)), jnp.ones((2, 1)), level, sigmas).ravel())
+        [1.  0.1]
     """
     level = check_level(level, len(sigmas))
     return (x + sigma_of(level, sigmas, x) * noise).astype(x.dtype)

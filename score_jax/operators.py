@@ -39,6 +39,12 @@ def adjoint(operator: Operator, x: Any) -> Operator:
 
     Raises:
         ValueError: If JAX cannot transpose the operator, as it is not linear.
+
+    Example:
+        >>> x = jnp.ones((1, 4, 4, 1))
+        >>> back = sj.adjoint(sj.block_mean(2), x)
+        >>> float(back(jnp.ones((1, 2, 2, 1)))[0, 0, 0, 0])
+        0.25
     """
     measured = jax.eval_shape(operator, jax.ShapeDtypeStruct(x.shape, x.dtype))
     transposed = jax.linear_transpose(operator, jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -61,6 +67,11 @@ def mask(mask: AnyMask) -> Operator:
 
     Raises:
         ValueError: If nothing is known; when applied, if the shape of x does not fit.
+
+    Example:
+        >>> left = jnp.zeros((8, 8, 1), bool).at[:, :4].set(True)
+        >>> sj.mask(left)(jnp.ones((2, 8, 8, 1))).shape
+        (2, 32)
     """
     known = _indices(mask)
     return jax.tree_util.Partial(_select, known, jnp.asarray(mask))
@@ -94,6 +105,10 @@ def grayscale(weights: Sequence[float] = (0.299, 0.587, 0.114)) -> Operator:
 
     Raises:
         ValueError: If there are no weights; when applied, if x has another number of channels.
+
+    Example:
+        >>> sj.grayscale()(jnp.ones((1, 8, 8, 3))).shape
+        (1, 8, 8, 1)
     """
     if not len(weights):
         raise ValueError("weights must name one weight per channel, such as (0.3, 0.6, 0.1)")
@@ -118,6 +133,10 @@ def block_mean(factor: int) -> Operator:
 
     Raises:
         ValueError: If factor is less than 1; when applied, if it does not divide both sides.
+
+    Example:
+        >>> sj.block_mean(2)(jnp.ones((1, 8, 8, 3))).shape
+        (1, 4, 4, 3)
     """
     if factor < 1:
         raise ValueError(f"factor={factor} must be at least 1")
@@ -152,6 +171,10 @@ def blur(std: float) -> Operator:
 
     Raises:
         ValueError: If std is not positive and finite; when applied, if x is no image.
+
+    Example:
+        >>> sj.blur(1.0)(jnp.ones((1, 8, 8, 1))).shape
+        (1, 8, 8, 1)
     """
     if not 0 < std < math.inf:
         raise ValueError(f"std={std} must be positive and finite, in pixels")
@@ -189,6 +212,11 @@ def random_projections(key: OneKey, shape: Sequence[int], num: int) -> Operator:
 
     Raises:
         ValueError: If num is less than 1 or shape is empty; when applied, if x does not fit.
+
+    Example:
+        >>> operator = sj.random_projections(jax.random.key(0), (8, 8, 1), 16)
+        >>> operator(jnp.ones((2, 8, 8, 1))).shape
+        (2, 16)
     """
     size = math.prod(shape)
     if num < 1 or size < 1:
@@ -224,6 +252,11 @@ def masked_fourier(mask: PixelMask, sensitivities: Coils | None = None) -> Opera
     Raises:
         ValueError: If nothing is measured or the coils do not fit the mask; when applied, if x
             does not fit.
+
+    Example:
+        >>> lines = jnp.zeros((8, 8), bool).at[::2].set(True)
+        >>> sj.masked_fourier(lines)(jnp.ones((1, 8, 8, 1))).shape[0]
+        1
     """
     known = _indices(mask)
     if sensitivities is not None:
@@ -267,6 +300,10 @@ def sum_of_sources(num: int) -> Operator:
         ValueError: If num is less than 1; when applied, if x has another number of sources.
 
     Reference: Jayaram & Thickstun (2020), "Source separation with deep generative priors" (BASIS).
+
+    Example:
+        >>> sj.sum_of_sources(2)(jnp.ones((1, 2, 8, 8, 1))).shape
+        (1, 8, 8, 1)
     """
     if num < 1:
         raise ValueError(f"num={num} must be at least 1")

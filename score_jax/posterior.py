@@ -90,6 +90,14 @@ def posterior_score(
         for inverse problems"; Chung et al. (2023), "Diffusion posterior sampling for general noisy
         inverse problems", Algorithm 1; Jalal et al. (2021), "Robust compressed sensing MRI with
         deep generative priors" (annealed).
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> first = sj.mask(jnp.array([True, False]))
+        >>> posterior = sj.posterior_score(score_fn, jnp.array([[0.7]]), first, 0.1, sigmas)
+        >>> posterior(jnp.zeros((1, 2)), jnp.array([4])).shape
+        (1, 2)
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r} must be one of {', '.join(METHODS)}")
@@ -324,6 +332,14 @@ def likelihood_score(
 
     Reference: Chung et al. (2023), "Diffusion posterior sampling for general noisy inverse
         problems", theorem 1.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> near_one = lambda x: -jnp.sum((x - 1.0) ** 2, axis=1)
+        >>> posterior = sj.likelihood_score(score_fn, near_one, sigmas)
+        >>> posterior(jnp.zeros((1, 2)), jnp.array([4])).shape
+        (1, 2)
     """
     _check("weight", weight, weight >= 0, "0 disables the likelihood")
     return jax.tree_util.Partial(
@@ -372,6 +388,13 @@ def independent_sources(score_fn: ScoreFn) -> ScoreFn:
         (x [batch, num, *shape], level [batch]) -> score, a pytree of its arrays.
 
     Reference: Jayaram & Thickstun (2020), "Source separation with deep generative priors".
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> both = sj.independent_sources(score_fn)
+        >>> both(jnp.ones((1, 3, 2)), jnp.array([0])).shape
+        (1, 3, 2)
     """
     return jax.tree_util.Partial(_independent_sources, as_pytree(score_fn))
 

@@ -57,6 +57,15 @@ class normal_start:  # noqa: N801 (a function of (keys, shape), equal for equal 
     Attributes:
         sigma: Standard deviation, usually the first noise level.
         center: Mean, the same for every dimension.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> sj.sample(
+        ...     score_fn, sigmas, number=4, shape=(2,), num_steps=2, start=sj.normal_start(1.0),
+        ...     progress=False,
+        ... ).shape
+        (4, 2)
     """
 
     sigma: float
@@ -69,7 +78,17 @@ class normal_start:  # noqa: N801 (a function of (keys, shape), equal for equal 
 
 @dataclasses.dataclass(frozen=True)
 class uniform_start:  # noqa: N801
-    """Initial states uniform in [0, 1), as for the images of NCSN."""
+    """Initial states uniform in [0, 1), as for the images of NCSN.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> sj.sample(
+        ...     score_fn, sigmas, number=4, shape=(2,), num_steps=2, start=sj.uniform_start(),
+        ...     progress=False,
+        ... ).shape
+        (4, 2)
+    """
 
     def __call__(self, keys: Keys, shape: tuple[int, ...]) -> Batch:
         """Draws [batch, *shape], one state per key."""
@@ -175,6 +194,12 @@ def sample(
     Raises:
         ValueError: If arguments do not fit each other.
         FloatingPointError: If a chain is not finite; names the chain and the noise level.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> sj.sample(score_fn, sigmas, number=100, shape=(2,), num_steps=10, progress=False).shape
+        (100, 2)
     """
     shape = tuple(int(length) for length in shape)
     check_counts(number=number)
@@ -308,6 +333,17 @@ def run_chains(
     Raises:
         ValueError: If the devices do not divide batch_size.
         FloatingPointError: If a chain is not finite; names the chain and the noise level.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> def program(_, share):
+        ...     index, _ = share
+        ...     keys = sj.example_keys(jax.random.key(0), index)
+        ...     x = jnp.zeros((len(keys), 2))
+        ...     return sj.annealed_langevin(keys, score_fn, x, sigmas, step_size=5e-3, num_steps=2)
+        >>> sj.run_chains(program, None, 10, progress=False).shape
+        (10, 2)
     """
     devices = tuple(devices or jax.devices())
     if batch_size is None:

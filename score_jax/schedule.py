@@ -44,6 +44,10 @@ def largest_distance(x: np.ndarray, block_size: int = 2048) -> Distance:
 
     Raises:
         ValueError: If there are fewer than two examples, or block_size is less than 1.
+
+    Example:
+        >>> sj.largest_distance(np.array([[0.0, 0.0], [1.0, 1.0], [3.0, 4.0]])).value
+        5.0
     """
     if len(x) < 2:
         raise ValueError(f"a distance needs two or more examples, got {len(x)}")
@@ -92,6 +96,10 @@ def overlap(ratio: float, dimension: int) -> float:
         ValueError: If ratio or dimension is out of range.
 
     Reference: Proposition 2 and technique 2 of the paper above.
+
+    Example:
+        >>> round(sj.overlap(1.0375, 32 * 32 * 3), 2)
+        0.57
     """
     if not ratio >= 1 or dimension < 1:
         raise ValueError(f"ratio={ratio} must be 1 or above and dimension={dimension} at least 1")
@@ -111,6 +119,10 @@ def num_levels_for(sigma_max: float, sigma_min: float, dimension: int, target: f
 
     Raises:
         ValueError: If the sigmas do not decrease, or target is not in (0, 0.99].
+
+    Example:
+        >>> sj.num_levels_for(50.0, 0.01, 32 * 32 * 3)
+        220
     """
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
@@ -161,6 +173,11 @@ def step_size_for(sigmas: Sigmas | Sequence[float], num_steps: int) -> float:
         ValueError: If there are fewer than two sigmas, or num_steps is less than 1.
 
     Reference: Equation 5 and technique 4 of the paper above.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(50.0, 0.01, 232)
+        >>> f"{sj.step_size_for(sigmas, num_steps=5):.1e}"
+        '6.2e-06'
     """
     sigmas = np.asarray(sigmas, np.float64)
     if len(sigmas) < 2:

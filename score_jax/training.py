@@ -109,6 +109,16 @@ def make_trainer(
             Flax module nor a pair of functions.
 
     Reference: Technique 5 of Song & Ermon (2020) for the moving average.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> trainer = sj.make_trainer(
+        ...     sj.MLP(sigmas=sigmas, hidden=(8,)), sj.annealed_dsm, optax.adam(1e-3), sigmas
+        ... )
+        >>> x = np.zeros((64, 2), np.float32)
+        >>> state = sj.fit(trainer, x, num_steps=2, batch_size=16, progress=False)
+        >>> int(state.step)
+        2
     """
     model = as_model(model)
     sigmas = jnp.asarray(checked_sigmas(sigmas))

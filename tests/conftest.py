@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from pathlib import Path
 
 # Before jax is imported, and for the processes that tests start.
 # Collectives of several CPU devices on few cores need more threads than cores.
@@ -70,3 +71,21 @@ def command(capsys):
     from runs import run_command
 
     return functools.partial(run_command, capsys)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium of the system, or the one that Playwright has installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    with playwright.sync_playwright() as started:
+        if found is None and not Path(started.chromium.executable_path).exists():
+            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
+        arguments = ["--no-sandbox"] if is_root else []
+        opened = started.chromium.launch(executable_path=found, args=arguments)
+        yield opened
+        opened.close()

@@ -2,8 +2,6 @@
 
 import os
 import re
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,25 +11,9 @@ from score_jax.cli.report import render, write_report
 from score_jax.cli.report_comparison import comparison_part
 from score_jax.cli.report_data import read_run
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUICKLY = {"resultTypes": ["violations"]}
 """axe-core then describes no element that passes."""
 SIZES = ((400, 800), (1400, 900))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium of the system, or the one that Playwright has installed."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    with playwright.sync_playwright() as started:
-        if found is None and not Path(started.chromium.executable_path).exists():
-            pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
-        arguments = ["--no-sandbox"] if is_root else []
-        opened = started.chromium.launch(executable_path=found, args=arguments)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def convert(lines: list[str]) -> list[str]:
             found.append(line)
             continue
         if indented and not section and not formula:
-            found += ["", "::", ""]
+            found += ["", ".. code-block:: text", ""]
             formula = True
         found.append(line if formula else _escaped(line))
     return found

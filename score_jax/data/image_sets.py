@@ -53,6 +53,9 @@ def read_images(
         ValueError: If it holds no images, or an array of another kind.
         UnreadableImageError: If the first image is damaged; access raises it for the others.
         UnreachableError: Likewise, if the system does not give the file of an image.
+
+    Example:
+        >>> images = sj.read_images("photos.zip")  # doctest: +SKIP
     """
     file, passed = expanded(path), PassedOver()
     if file.is_dir():

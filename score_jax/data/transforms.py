@@ -191,6 +191,13 @@ def make_prepare(
     Raises:
         ValueError: If num_values or label_dropout is out of range. `prepare` raises it if x is
             neither floating-point nor uint8, or not images while `flip` is True.
+
+    Example:
+        >>> prepare = sj.make_prepare(256, flip=True)
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> x, label = prepare(keys, jnp.zeros((2, 8, 8, 1), jnp.uint8), None)
+        >>> x.dtype.name, label
+        ('float32', None)
     """
     if num_values is not None and num_values < 2:
         raise ValueError(f"num_values={num_values} must be at least 2, or None for no pixels")

@@ -53,6 +53,14 @@ def residuals(keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Si
         x: Clean data, [batch, *shape].
         level: Level of each example.
         sigmas: Noise levels, decreasing.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> found = sj.residuals(keys, score_fn, jnp.zeros((8, 2)), jnp.zeros(8, int), sigmas)
+        >>> found.square.shape  # |sigma s + z|^2 / D of each example
+        (8,)
     """
     # The noise is that of `losses.dsm.annealed_dsm` for the same keys.
     noise = standard_normal(keys, x.shape[1:], x.dtype)
@@ -103,6 +111,15 @@ def calibrate(
         standard error of each value but the second as `NAME_error`; None where one is not
         defined. `bias` is the root mean square over values of E[x^ - x], in the unit of the data,
         and 0 if it does not exceed the noise of its estimate; `bias_error` is that noise.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> x = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+        >>> found = sj.map_examples(sj.residuals, score_fn, x, sigmas, progress=False)
+        >>> levels = sj.calibrate(found, sigmas)
+        >>> len(levels)
+        5
     """
     bound = None if eigenvalues is None else gaussian_residual(sigmas, eigenvalues)
     rows = []

@@ -73,6 +73,12 @@ def train_classifier(
 
     Raises:
         ValueError: If the images are no images, or the devices do not divide batch_size.
+
+    Example:
+        >>> x = np.zeros((64, 8, 8, 1), np.uint8)
+        >>> label = np.arange(64) % 2
+        >>> trained = sj.train_classifier(x, label, 2, num_steps=1, batch_size=16, progress=False)
+        >>> features = sj.classifier_features(trained)
     """
     devices = tuple(devices or jax.devices())
     check_divides(batch_size, len(devices))
@@ -134,6 +140,13 @@ def classifier_features(trained: Trained) -> Callable:
     """The feature function of a classifier: images -> (features [batch, 128], logits).
 
     Images are float, or uint8 that stand for x / 255, [batch, height, width, channels].
+
+    Example:
+        >>> x = np.zeros((64, 8, 8, 1), np.uint8)
+        >>> trained = sj.train_classifier(x, np.arange(64) % 2, 2, num_steps=1, progress=False)
+        >>> features, logits = sj.classifier_features(trained)(x[:4])
+        >>> features.shape, logits.shape
+        ((4, 128), (4, 2))
     """
     scale = np.float32(trained.scale)
     return jax.tree_util.Partial(_Features(_network(trained)), trained.params, scale)

@@ -127,6 +127,13 @@ def compare(
     Raises:
         ValueError: If there is no run, the arrays differ in shape, hold fewer than two examples or
             values that are not finite, or confidence or num_resamples is out of range.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> losses = rng.normal(size=(200, 5))
+        >>> found = sj.compare({"a": losses, "b": losses + 1 + rng.normal(size=(200, 5))})
+        >>> found.pairs[0].total.better
+        'a'
     """
     arrays = {name: np.asarray(array, np.float64) for name, array in losses.items()}
     _check(arrays, confidence, num_resamples)

@@ -94,6 +94,14 @@ def log_likelihood(
     Raises:
         ValueError: If the devices do not divide batch_size, and as `likelihood.density_flow`.
         FloatingPointError: If the solver does not finish for an example; names it.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> x = np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)
+        >>> found = sj.log_likelihood(score_fn, x, sigmas, progress=False)
+        >>> found.log_density.shape
+        (16,)
     """
     devices = tuple(devices or jax.devices())
     check_divides(batch_size, len(devices))

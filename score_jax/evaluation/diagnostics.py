@@ -120,6 +120,12 @@ def data_moments(
         low: Smallest value that the data can have; None if they have no range.
         high: Largest value.
         largest: Largest number of dimensions for which eigenvalues are computed.
+
+    Example:
+        >>> x = np.random.default_rng(0).uniform(size=(100, 8)).astype(np.float32)
+        >>> found = sj.data_moments(x)
+        >>> abs(found.center - 0.5) < 0.05, found.eigenvalues.shape
+        (True, (8,))
     """
     x = np.asarray(x, np.float64).reshape(len(x), -1)
     center = float(x.mean())
@@ -196,6 +202,20 @@ def diagnose(
         healthy range, whose upper end is 1), step_to_noise, out_of_range, spread and
         spread_expected, and the standard errors over chains of those that are measured, as
         NAME_error; None where a value is not defined.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> x = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+        >>> data = sj.data_moments(x)
+        >>> observer = sj.ChainObserver(center=float(data.center))
+        >>> seen = []
+        >>> x = sj.sample(
+        ...     score_fn, sigmas, number=100, shape=(2,), observe=observer, progress=False,
+        ...     callbacks=[lambda first, chains: seen.append(chains.observed)],
+        ... )
+        >>> len(sj.diagnose(seen, data, dimension=2))  # one entry per level
+        5
     """
     summary = observed if isinstance(observed, Summary) else summary_of(observed)
     means, squares, number = summary.mean, summary.squares, summary.number

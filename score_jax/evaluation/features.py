@@ -18,7 +18,12 @@ FeatureFn = Callable[[Any], Any]
 
 
 def flat_pixels(x: Any) -> Any:
-    """The examples themselves as features, [batch, dimensions]."""
+    """The examples themselves as features, [batch, dimensions].
+
+    Example:
+        >>> sj.flat_pixels(np.zeros((10, 8, 8, 1))).shape
+        (10, 64)
+    """
     return x.reshape(len(x), -1)
 
 
@@ -50,6 +55,12 @@ def feature_batches(
     Raises:
         ValueError: If the devices do not divide batch_size, or the features are not [batch,
             dimensions].
+
+    Example:
+        >>> x = np.zeros((10, 8, 8, 1), np.float32)
+        >>> batches = sj.feature_batches(sj.flat_pixels, x, batch_size=4, progress=False)
+        >>> sum(len(batch.features) for batch in batches)
+        10
     """
     devices = tuple(devices or jax.devices())
     number = len(x)
@@ -97,7 +108,13 @@ def _outputs(found: Any, size: int) -> Outputs:
 
 
 def extract(feature_fn: FeatureFn, x: Any, **settings: Any) -> Outputs:
-    """Features of all examples; arguments and errors as in `feature_batches`."""
+    """Features of all examples; arguments and errors as in `feature_batches`.
+
+    Example:
+        >>> x = np.zeros((10, 8, 8, 1), np.float32)
+        >>> sj.extract(sj.flat_pixels, x, progress=False).features.shape
+        (10, 64)
+    """
     batches = list(feature_batches(feature_fn, x, **settings))
     features = np.concatenate([each.features for each in batches])
     if batches[0].probabilities is None:

@@ -49,6 +49,10 @@ class Outputs(NamedTuple):
     Attributes:
         features: [examples, dimensions].
         probabilities: [examples, classes], or None.
+
+    Example:
+        >>> sj.Outputs(np.zeros((100, 4))).features.shape
+        (100, 4)
     """
 
     features: np.ndarray
@@ -65,6 +69,11 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
         ValueError: If there are fewer than two examples, or one is not finite.
 
     Reference: Chan, Golub & LeVeque (1983), for merging the moments of two sets.
+
+    Example:
+        >>> found = sj.moments([np.zeros((2, 3)), np.ones((2, 3))])
+        >>> found.count, found.mean.tolist()
+        (4, [0.5, 0.5, 0.5])
     """
     count, mean, scatter = 0, 0.0, 0.0
     # Large batches in pieces, so that float64 copies stay small.
@@ -100,6 +109,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     Its bias is positive and falls like 1 / count, so compare sets of one size only.
 
     Reference: Heusel et al. (2017), equation 6.
+
+    Example:
+        >>> a = sj.Moments(100, np.zeros(2), np.eye(2))
+        >>> b = sj.Moments(100, np.array([3.0, 4.0]), np.eye(2))
+        >>> round(sj.frechet_distance(a, b), 6)
+        25.0
     """
     root = _square_root(a.covariance)
     return _frechet(a, b, root)
@@ -169,6 +184,13 @@ def unlimited_frechet_distance(
         ValueError: If there are fewer than 8 samples.
 
     Reference: Chong & Forsyth (2020), "Effectively unbiased FID and Inception score".
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> reference = sj.moments([rng.normal(size=(5000, 4))])
+        >>> found = sj.unlimited_frechet_distance(rng.normal(size=(2000, 4)), reference)
+        >>> abs(found.value) < 0.1
+        True
     """
     if len(features) < 8:
         raise ValueError(f"the extrapolation needs at least 8 samples, got {len(features)}")
@@ -200,6 +222,12 @@ def kernel_distance(
         ValueError: If a set has fewer than two examples.
 
     Reference: Binkowski et al. (2018), "Demystifying MMD GANs", section 3.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x, y = rng.normal(size=(200, 4)), rng.normal(size=(200, 4))
+        >>> abs(sj.kernel_distance(x, y)) < 0.1
+        True
     """
     ones = np.ones((1, len(x)))
     return float(_kernel_distances(x, y, ones)[0])
@@ -239,6 +267,11 @@ def inception_score(probabilities: Float[np.ndarray, "examples classes"]) -> flo
     Between 1 and the number of classes. Published scores are means over ten groups of samples.
 
     Reference: Salimans et al. (2016), section 4.
+
+    Example:
+        >>> sure_and_even = np.eye(10)
+        >>> round(sj.inception_score(sure_and_even), 3)
+        10.0
     """
     return float(_inception_scores(probabilities, np.ones((1, len(probabilities))))[0])
 
@@ -296,6 +329,11 @@ def coverings(
     Reference: Kynkaanniemi et al. (2019), "Improved precision and recall metric for assessing
         generative models"; Naeem et al. (2020), "Reliable fidelity and diversity metrics for
         generative models".
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(100, 2))
+        >>> sj.coverings(x, x).precision
+        1.0
     """
     table = _coverings(x, reference, np.ones((1, len(x))), manifold_k, density_k)
     return Coverings(*(float(values[0]) for values in table))
@@ -391,6 +429,13 @@ def sample_metrics(
 
     Raises:
         ValueError: If there are too few examples, or neither features nor moments of a reference.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> x, y = (sj.Outputs(rng.normal(size=(200, 4))) for _ in range(2))
+        >>> found = sj.sample_metrics(x, y, num_resamples=10)
+        >>> found["frechet_distance"].value < 1
+        True
     """
     x = samples.features
     if reference_moments is None:

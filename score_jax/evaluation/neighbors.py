@@ -30,6 +30,12 @@ def nearest_neighbors(
     Raises:
         ValueError: If number is not between 1 and the number of examples, or block_size is less
             than 1.
+
+    Example:
+        >>> examples = np.array([[0.0], [1.0], [3.0]])
+        >>> index, distance = sj.nearest_neighbors(np.array([[0.9]]), examples, 2)
+        >>> index.tolist()
+        [[1, 0]]
     """
     if not 1 <= number <= len(examples):
         raise ValueError(

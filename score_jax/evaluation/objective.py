@@ -40,6 +40,14 @@ def losses_per_level(
         x: Clean data, [batch, *shape].
         index: Global index of each example, int [batch].
         sigmas: Noise levels, decreasing.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> x, index = jnp.zeros((3, 2)), jnp.arange(3)
+        >>> key = jax.random.key(0)
+        >>> sj.losses_per_level(key, sj.annealed_dsm, score_fn, x, index, sigmas).shape
+        (5, 3)
     """
     return _at_levels(key, loss_fn, score_fn, x, index, sigmas)
 
@@ -88,6 +96,13 @@ def evaluate(
 
     Raises:
         ValueError: If the devices do not divide batch_size, or sigmas do not decrease.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> x = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+        >>> sj.evaluate(sj.annealed_dsm, score_fn, x, sigmas, progress=False).shape
+        (50, 5)
     """
     losses = map_examples(
         loss_fn,
@@ -119,6 +134,11 @@ def common_sigmas(sigmas: Sequence[Any]) -> tuple[Any, str | None]:
 
     Raises:
         ValueError: If there is no common range.
+
+    Example:
+        >>> sigmas, why = sj.common_sigmas([sj.geometric_sigmas(1.0, 0.1, 5)] * 2)
+        >>> len(sigmas), why
+        (5, None)
     """
     arrays = [np.asarray(checked_sigmas(each), np.float32) for each in sigmas]
     if all(np.array_equal(each, arrays[0]) for each in arrays):
@@ -200,6 +220,15 @@ def map_examples(
     Raises:
         ValueError: If the devices do not divide batch_size, sigmas do not decrease, or draws is
             not positive.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> x = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+        >>> def norm(keys, score_fn, x, level, sigmas):
+        ...     return jnp.sum(score_fn(x, level) ** 2, axis=1)
+        >>> sj.map_examples(norm, score_fn, x, sigmas, progress=False).shape
+        (1, 50, 5)
     """
     devices = tuple(devices or jax.devices())
     check_divides(batch_size, len(devices))

@@ -67,6 +67,14 @@ def denoising_score_matching(
     Raises:
         ValueError: If `x` is not real floating-point, a concrete level is out of range, or
             data_std is not above 0.
+
+    Example:
+        >>> sigmas = jnp.array([2.0])
+        >>> point_mass = lambda x, level: -x / 4.0  # the score of data that are all 0
+        >>> noise = jnp.array([[0.3, -1.0]])
+        >>> level = jnp.array([0])
+        >>> print(sj.denoising_score_matching(point_mass, jnp.zeros((1, 2)), noise, level, sigmas))
+        [0.]
     """
     if data_std is not None and not 0 < data_std < math.inf:
         raise ValueError(f"data_std={data_std} must be above 0 and finite, or None")
@@ -99,6 +107,15 @@ def annealed_dsm(
     Raises:
         ValueError: As `denoising_score_matching`; if the number of keys differs from the batch
             size.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> x, level = jnp.zeros((8, 2)), jnp.zeros(8, int)
+        >>> losses = sj.annealed_dsm(keys, score_fn, x, level, sigmas)
+        >>> losses.shape  # one per example
+        (8,)
     """
     x = check_batch(x, keys)
     noise = standard_normal(keys, x.shape[1:], x.dtype)

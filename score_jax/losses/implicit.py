@@ -46,6 +46,11 @@ def implicit_score_matching(score_fn: ScoreFn, x: AnyBatch, level: Levels) -> Lo
 
     Raises:
         ValueError: If `x` is not real floating-point, or a concrete level is negative.
+
+    Example:
+        >>> score_fn = lambda x, level: -x
+        >>> sj.implicit_score_matching(score_fn, jnp.array([[1.0, 2.0]]), jnp.array([0])).tolist()
+        [0.5]
     """
     x, level = check_batch(x), check_level(level)
     if len(x) == 0:
@@ -72,6 +77,15 @@ def implicit(
     """`implicit_score_matching` at `x` itself, unperturbed and unweighted (a LossFn).
 
     `sigmas` is ignored, and no random numbers are drawn.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> x, level = jnp.zeros((8, 2)), jnp.zeros(8, int)
+        >>> losses = sj.implicit(keys, score_fn, x, level, sigmas)
+        >>> losses.shape  # one per example
+        (8,)
     """
     del sigmas
     return implicit_score_matching(score_fn, check_batch(x, keys), level)
@@ -84,6 +98,15 @@ def annealed_implicit(
 
     A LossFn. It has the minimiser of `losses.dsm.annealed_dsm` and, in expectation, its value less
     D / 2 in D dimensions.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> x, level = jnp.zeros((8, 2)), jnp.zeros(8, int)
+        >>> losses = sj.annealed_implicit(keys, score_fn, x, level, sigmas)
+        >>> losses.shape  # one per example
+        (8,)
     """
     x, level = check_batch(x, keys), check_level(level, len(sigmas))
     noise = standard_normal(keys, x.shape[1:], x.dtype)

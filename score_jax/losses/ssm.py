@@ -56,6 +56,12 @@ def sliced_score_matching(
 
     Raises:
         ValueError: If `x` is not real floating-point, or a concrete level is negative.
+
+    Example:
+        >>> score_fn = lambda x, level: -x
+        >>> x, projection = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, -1.0]])
+        >>> print(sj.sliced_score_matching(score_fn, x, projection, jnp.array([0])))  # -2 + 5/2
+        [0.5]
     """
     x, level = check_batch(x), check_level(level)
     return _mean_over_projections(score_fn, x, [projection], level, variance_reduced)
@@ -141,6 +147,15 @@ def ssm(
     Raises:
         ValueError: If the projection is unknown, num_projections is less than 1, or as
             `losses.dsm.annealed_dsm`.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> x, level = jnp.zeros((8, 2)), jnp.zeros(8, int)
+        >>> losses = sj.ssm(keys, score_fn, x, level, sigmas)
+        >>> losses.shape  # one per example
+        (8,)
     """
     del sigmas
     if projection not in PROJECTIONS:
@@ -186,6 +201,15 @@ def annealed_ssm(
 
     Raises:
         ValueError: As `ssm`.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> x, level = jnp.zeros((8, 2)), jnp.zeros(8, int)
+        >>> losses = sj.annealed_ssm(keys, score_fn, x, level, sigmas)
+        >>> losses.shape  # one per example
+        (8,)
     """
     x, level = check_batch(x, keys), check_level(level, len(sigmas))
     noise_keys, projection_keys = split_keys(keys)

@@ -284,6 +284,11 @@ def inception_features(params: Params) -> Callable[[AnyBatch], Features]:
         values as in an image file: floor(256 v), at most 255. They have one channel, which is
         repeated, or three. They are resized to 299x299 pixels. Non-finite pixels give non-finite
         features. A ValueError is raised for images of other shapes or types.
+
+    Example:
+        >>> params = sj.read_inception("pt_inception.pth")  # doctest: +SKIP
+        >>> features = sj.inception_features(params)  # doctest: +SKIP
+        >>> found = sj.extract(features, images)  # doctest: +SKIP
     """
     return jax.tree_util.Partial(_features, params)
 

@@ -48,6 +48,9 @@ def read_inception(path: str | os.PathLike) -> Params:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read as in `read_official`, an array is missing, has a
             wrong shape or is no part of the network, or a variance is negative.
+
+    Example:
+        >>> params = sj.read_inception("pt_inception.pth")  # doctest: +SKIP
     """
     state = read_official(path).state
     try:

@@ -37,6 +37,13 @@ class MLP(nn.Module):
 
     Raises:
         ValueError: If there is no hidden layer or one has no units.
+
+    Example:
+        >>> model = sj.MLP(sigmas=sj.geometric_sigmas(1.0, 0.1, 5))
+        >>> x, level = jnp.zeros((1, 2)), jnp.array([0])
+        >>> params = model.init(jax.random.key(0), x, level)["params"]
+        >>> sj.score_fn(model, params)(x, level).shape
+        (1, 2)
     """
 
     sigmas: Any

@@ -47,6 +47,13 @@ class NCSN(nn.Module):
         num_classes: Number of classes of a class-conditional network, whose norms have a scale and
             a shift per class; None (or 0) for an unconditional one, as published. The label
             num_classes stands for no class, if the network was trained with label dropout.
+
+    Example:
+        >>> model = sj.NCSN(num_levels=10, width=8)
+        >>> x, level = jnp.zeros((1, 8, 8, 1)), jnp.array([0])
+        >>> params = model.init(jax.random.key(0), x, level)["params"]
+        >>> sj.score_fn(model, params)(x, level).shape
+        (1, 8, 8, 1)
     """
 
     num_levels: int | None = None

@@ -65,6 +65,14 @@ def from_official(state: State) -> tuple[nn.Module, Params]:
 
     Raises:
         ValueError: If a name is missing or unknown, or an array has a wrong shape.
+
+    Example:
+        >>> model = sj.NCSN(num_levels=10, width=8)
+        >>> x = jnp.zeros((1, 8, 8, 1))
+        >>> params = model.init(jax.random.key(0), x, jnp.array([0]))["params"]
+        >>> same_model, same_params = sj.from_official(sj.to_official(params))
+        >>> same_model.width, same_model.num_levels
+        (8, 10)
     """
     state = {PREFIX.sub("", name): np.asarray(value) for name, value in state.items()}
     model, channels = _network_of(state)
@@ -135,6 +143,13 @@ def to_official(params: Params) -> State:
 
     Returns:
         Official names, without the `module.` prefix, to arrays in PyTorch's layout.
+
+    Example:
+        >>> model = sj.NCSN(num_levels=10, width=8)
+        >>> x = jnp.zeros((1, 8, 8, 1))
+        >>> params = model.init(jax.random.key(0), x, jnp.array([0]))["params"]
+        >>> sorted(sj.to_official(params))[:2]
+        ['begin_conv.bias', 'begin_conv.weight']
     """
     state = {}
     for path, value in jax.tree_util.tree_leaves_with_path(params):
@@ -177,6 +192,9 @@ def read_official(path: str | os.PathLike) -> Official:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is corrupt or a pickle of anything but tensors, if an array is not
             finite, or if PyTorch is missing.
+
+    Example:
+        >>> official = sj.read_official("checkpoint.pth")  # doctest: +SKIP
     """
     path = expanded(path)
     if not path.is_file():

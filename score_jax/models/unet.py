@@ -142,6 +142,13 @@ class UNet(nn.Module):
             trained with label dropout.
         dtype: Precision of the layers, float32 or bfloat16; parameters and statistics are float32
             in any case.
+
+    Example:
+        >>> model = sj.UNet(sigmas=sj.geometric_sigmas(1.0, 0.1, 5), width=8)
+        >>> x, level = jnp.zeros((1, 8, 8, 1)), jnp.array([0])
+        >>> params = model.init(jax.random.key(0), x, level)["params"]
+        >>> sj.score_fn(model, params)(x, level).shape
+        (1, 8, 8, 1)
     """
 
     sigmas: Any
@@ -312,6 +319,13 @@ def with_principal_components(params: Params, x: Batch | np.ndarray) -> Params:
 
     Raises:
         ValueError: If the examples are too few for the number of components.
+
+    Example:
+        >>> model = sj.UNet(sigmas=sj.geometric_sigmas(1.0, 0.1, 5), width=8, components=4)
+        >>> x = np.random.default_rng(0).uniform(size=(32, 8, 8, 1)).astype(np.float32)
+        >>> params = model.init(jax.random.key(0), x[:1], jnp.array([0]))["params"]
+        >>> params = sj.with_principal_components(params, x)
+        >>> score_fn = sj.score_fn(model, params)
     """
     number = params["Gaussian_0"]["variance"].size
     law = principal_components(x, number)._asdict()

@@ -57,6 +57,15 @@ def consistent_annealed_sampling(
 
     Raises:
         ValueError: As `loop.anneal`; if eta is concrete and out of its range.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.consistent_annealed_sampling(
+        ...     keys, score_fn, jnp.zeros((8, 2)), sigmas, step_size=5e-3, num_steps=2
+        ... ).x.shape
+        (8, 2)
     """
     check_step_size(step_size)
     schedule = consistent_schedule(sigmas, step_size, num_steps)
@@ -149,6 +158,11 @@ def ancestral_step_size(sigmas: Sigmas, num_steps: int = 1) -> float:
 
     Reference: Song et al. (2021), "Score-based generative modeling through stochastic differential
         equations", appendix F.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> 0 < sj.ancestral_step_size(sigmas) < 0.1**2
+        True
     """
     sigmas = np.asarray(checked_sigmas(sigmas), np.float64)
     if len(sigmas) < 2:

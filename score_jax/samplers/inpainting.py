@@ -57,6 +57,17 @@ def inpaint(
     Raises:
         ValueError: As `langevin.annealed_langevin`; if the shape of known or mask differs from
             that of `x`.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> known, mask = jnp.ones((8, 2)), jnp.tile(jnp.array([True, False]), (8, 1))
+        >>> completed = sj.inpaint(
+        ...     keys, score_fn, known, known, mask, sigmas, step_size=5e-3, num_steps=10
+        ... )
+        >>> bool((completed.x[:, 0] == 1).all())
+        True
     """
     check_step_size(step_size)
     x = check_batch(x, keys)
@@ -113,6 +124,14 @@ def toward_known(
 
     Raises:
         ValueError: If weight is negative, or variance is not positive.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> known, mask = jnp.ones((8, 2)), jnp.tile(jnp.array([True, False]), (8, 1))
+        >>> guided = sj.toward_known(score_fn, known, mask, sigmas)
+        >>> guided(jnp.zeros((8, 2)), jnp.zeros(8, int)).shape
+        (8, 2)
     """
     if not weight >= 0 or not variance > 0:
         raise ValueError(f"weight={weight} must be 0 or above and variance={variance} above 0")

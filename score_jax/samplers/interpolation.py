@@ -31,6 +31,11 @@ def mixed_normal(
         second_keys: Key of the start at angle pi/2, one per chain.
         angle: In radians, [batch].
         shape: Shape of one state.
+
+    Example:
+        >>> keys, others = jax.random.split(jax.random.key(0), (2, 5))
+        >>> sj.mixed_normal(keys, others, jnp.linspace(0, jnp.pi / 2, 5), (2,)).shape
+        (5, 2)
     """
     first, second = standard_normal(first_keys, shape), standard_normal(second_keys, shape)
     return _mix(angle, first, second)
@@ -71,6 +76,16 @@ def interpolate(
 
     Raises:
         ValueError: As the sampler.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys, others = jax.random.split(jax.random.key(0), (2, 5))
+        >>> x, angle = jnp.zeros((5, 2)), jnp.linspace(0, jnp.pi / 2, 5)
+        >>> sj.interpolate(
+        ...     keys, others, angle, score_fn, x, sigmas, num_steps=5, step_size=5e-3
+        ... ).x.shape
+        (5, 2)
     """
     x = check_batch(check_batch(x, first_keys), second_keys)
 

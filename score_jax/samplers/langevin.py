@@ -36,6 +36,11 @@ def langevin_step(score: Batch, x: Batch, noise: Batch, step_size: Scalar) -> Ba
         x: States of the chains.
         noise: Standard normal, of the shape of `x`.
         step_size: alpha above, in the square of the unit of `x`.
+
+    Example:
+        >>> x = jnp.array([[1.0]])
+        >>> print(sj.langevin_step(-x, x, jnp.array([[0.5]]), 0.02))  # 1 - 0.02 + 0.2 / 2
+        [[1.08]]
     """
     return x + step_size * score + jnp.sqrt(2.0 * step_size) * noise
 
@@ -68,6 +73,15 @@ def langevin(
         ValueError: As `loop.anneal`; if step_size is not positive or a level is below 0.
 
     Reference: Song & Ermon (2019), equation 4.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> last = jnp.full(8, 4)
+        >>> x = jnp.zeros((8, 2))
+        >>> sj.langevin(keys, score_fn, x, last, step_size=0.05, num_steps=100).x.shape
+        (8, 2)
     """
     check_step_size(step_size)
     level = check_level(level)
@@ -125,6 +139,16 @@ def annealed_langevin(
 
     Reference: Song & Ermon (2019), Algorithm 1. Their alpha is twice ours; their released code
         uses ours.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> chains = sj.annealed_langevin(
+        ...     keys, score_fn, jnp.zeros((8, 2)), sigmas, step_size=5e-3, num_steps=10
+        ... )
+        >>> chains.x.shape, bool(chains.finite.all())
+        ((8, 2), True)
     """
     check_step_size(step_size)
     alphas = annealed_step_sizes(sigmas, step_size)
@@ -166,6 +190,15 @@ def langevin_baseline(
     of `annealed_langevin`.
 
     Reference: Song & Ermon (2019), section 3.2.2 and the baseline of section 5.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.langevin_baseline(
+        ...     keys, score_fn, jnp.zeros((8, 2)), sigmas, step_size=5e-3, num_steps=10
+        ... ).x.shape
+        (8, 2)
     """
     check_step_size(step_size)
     num_levels = len(checked_sigmas(sigmas))

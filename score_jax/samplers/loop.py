@@ -90,6 +90,12 @@ def denoise(score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Batch
 
     Reference: Robbins (1956) / Miyasawa (1961), "Tweedie's formula"; Jolicoeur-Martineau et al.
     (2020), section 3.1.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> sj.denoise(score_fn, jnp.ones((1, 2)), jnp.array([0]), sigmas).tolist()
+        [[0.5, 0.5]]
     """
     level = check_level(level, len(sigmas))
     return (x + sigma_of(level, sigmas, x) ** 2 * score_fn(x, level)).astype(x.dtype)
@@ -139,6 +145,14 @@ def anneal(
         ValueError: If num_steps is less than 1, num_snapshots is below 0 or above the number of
             levels, sigmas do not decrease, `x` is not real floating-point, or the number of keys
             differs from the batch size.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> ascend = lambda x, score, noise, level, n: x + 0.01 * score  # without noise
+        >>> sj.anneal(ascend, keys, score_fn, jnp.ones((8, 2)), sigmas, num_steps=3).x.shape
+        (8, 2)
     """
     # Everything that can be checked is checked here, on Python numbers, before tracing the loop.
     x = check_batch(x, keys if noise_fn is None else None)

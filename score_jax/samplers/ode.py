@@ -59,6 +59,12 @@ def probability_flow(
 
     Raises:
         ValueError: As `loop.anneal`; if `solver` or `grid` is unknown.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> sj.probability_flow(None, score_fn, jnp.ones((8, 2)), sigmas, num_steps=10).x.shape
+        (8, 2)
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver={solver!r} must be one of {', '.join(SOLVERS)}")
@@ -126,6 +132,13 @@ def stochastic_heun(
         ValueError: As `loop.anneal`; if churn is negative or `grid` is unknown.
 
     Reference: Karras et al. (2022), algorithm 2, with S_noise = 1.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.stochastic_heun(keys, score_fn, jnp.zeros((8, 2)), sigmas, num_steps=10).x.shape
+        (8, 2)
     """
     if not churn >= 0:
         raise ValueError(f"churn={churn} must be 0 or above")

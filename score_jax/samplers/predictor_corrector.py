@@ -70,6 +70,13 @@ def predictor_corrector(
 
     Raises:
         ValueError: As `loop.anneal`; if another argument is out of range.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.predictor_corrector(keys, score_fn, jnp.zeros((8, 2)), sigmas, num_steps=10).x.shape
+        (8, 2)
     """
     if num_corrector_steps < 0:
         raise ValueError(f"num_corrector_steps={num_corrector_steps} must be at least 0")
@@ -113,6 +120,13 @@ def ancestral(
     Arguments, result and errors are those of `predictor_corrector`.
 
     Reference: Song et al. (2021), equation 47.
+
+    Example:
+        >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
+        >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
+        >>> keys = jax.random.split(jax.random.key(0), 8)
+        >>> sj.ancestral(keys, score_fn, jnp.zeros((8, 2)), sigmas, num_steps=10).x.shape
+        (8, 2)
     """
     return predictor_corrector(
         keys,
