@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom with small settings, and store the outputs of large ones."""
+"""Notebooks run from top to bottom with small settings, and store the outputs of large ones."""
 
 import json
 import re

@@ -1,6 +1,5 @@
 """The report in a real browser, offline: slider, panel, tooltips, keyboard, accessibility."""
 
-import os
 import re
 
 import numpy as np
