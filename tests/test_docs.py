@@ -6,7 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
+
+import score_jax as sj
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,3 +52,35 @@ def test_the_parts_of_a_users_own_file_run_from_the_command(tmp_path):
     # The chains end near the circle of radius 3, not where they began.
     radius = np.linalg.norm(samples, axis=1)
     assert abs(np.median(radius) - 3) < 0.7
+
+
+PROGRAMS = ("conditioning", "noise_levels", "programs")
+"""Guides whose Python blocks are a program from the first to the last."""
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_program_of_a_guide_runs_as_printed(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parts = blocks(ROOT / "docs" / "guides" / f"{name}.md", "python")
+    assert parts
+    scope = {}
+    for part in parts:
+        exec(part, scope)
+    if name == "programs":
+        assert scope["losses"].shape == (16,)
+        assert bool(jax.numpy.isfinite(scope["chains"].x).all())
+    if name == "noise_levels":
+        assert np.all(np.abs(scope["variance"] / [26, 1] - 1) < 0.3)
+    if name == "conditioning":
+        assert scope["samples"].shape == (8, 8, 8, 1)
+
+
+def test_the_lines_about_comparing_run_as_printed(capsys):
+    (part,) = blocks(ROOT / "docs" / "guides" / "comparing.md", "python")
+    sigmas = sj.geometric_sigmas(1.0, 0.1, 3)
+    exact = sj.gaussian_score_fn(np.zeros(2, np.float32), np.ones(2, np.float32), sigmas)
+    wrong = sj.gaussian_score_fn(np.zeros(2, np.float32), np.full(2, 9, np.float32), sigmas)
+    x = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
+    scope = {"score_fns": {"a": exact, "b": wrong}, "held_out": x, "sigmas": sigmas, "sj": sj}
+    exec(part, scope)
+    assert capsys.readouterr().out.strip().endswith("a")

@@ -14,7 +14,7 @@ from runs import (
     saved_config,
     train,
 )
-from test_repository import readme_blocks
+from test_docs import ROOT, blocks
 
 import score_jax
 from score_jax.exported import load_sampler
@@ -87,15 +87,15 @@ def test_each_image_is_a_function_of_seed_number_and_class(exported):
 
 
 def test_the_program_alone_is_enough(exported):
-    """As the README describes the file: jax.export and the arrays beside it."""
+    """As docs/guides/exporting.md describes the file: jax.export and the arrays beside it."""
     sampler = load_sampler(exported / "sampler.zip")
     label = samples(exported)["labels"][[5]]
     image = sampler.program(sampler.parameters, np.uint32(0), np.array([5], np.int32), label)
     np.testing.assert_allclose(image[0], samples(exported)["samples"][5], atol=1e-5)
 
 
-def test_the_lines_of_the_readme(exported, tmp_path, monkeypatch):
-    (block,) = [block for block in readme_blocks("python") if "sampler.zip" in block]
+def test_the_lines_of_the_guide(exported, tmp_path, monkeypatch):
+    (block,) = blocks(ROOT / "docs" / "guides" / "exporting.md", "python")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(exported)
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 import score_jax as sj
@@ -16,6 +15,7 @@ MODULES = sorted((ROOT / "score_jax").rglob("*.py"))
 PROGRAMS = [ROOT / "main.py", *sorted((ROOT / "configs").glob("*.py"))]
 TEXTS = [*MODULES, *PROGRAMS, *sorted((ROOT / "tests").glob("*.py"))]
 TEXTS += sorted((ROOT / "benchmarks").glob("*.py"))
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 # A module imports modules of earlier lines only.
 LAYERS = [
@@ -228,19 +228,11 @@ def test_the_program_of_the_readme_is_the_one_that_is_tested():
     assert lines(readme_blocks("python")[0]) == lines(PROGRAM)
 
 
-def test_the_parts_of_the_readme_run_as_printed():
-    [block] = [block for block in readme_blocks("python") if "mixture" in block]
-    scope = {}
-    exec(block, scope)
-    assert scope["losses"].shape == (16,)
-    assert scope["chains"].x.shape == (16, 2)
-    assert bool(jax.numpy.isfinite(scope["chains"].x).all())
-
-
-def test_the_files_and_names_of_the_readme_exist():
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_files_and_names_of_a_page_exist(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(((?!http|#)[^)#]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
     for name in re.findall(r"`score_jax\.([a-z_.]+)`", text):
         path = ROOT / "score_jax" / name.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").exists(), name
@@ -323,7 +315,7 @@ RIDDLES = (
 
 
 def test_sentences_use_the_terms_of_the_field():
-    texts = [*MODULES, *PROGRAMS, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = [*MODULES, *PROGRAMS, *PAGES]
     for path in texts:
         found = re.search(RIDDLES, path.read_text(), re.IGNORECASE)
         assert not found, f"{path}: {found[0]}"
