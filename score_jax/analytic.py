@@ -21,6 +21,7 @@ from score_jax.typing import (
     Array,
     Batch,
     Float,
+    JaxBatch,
     Keys,
     Losses,
     Scalar,
@@ -118,7 +119,7 @@ def gaussian_score_fn(
     return score_fn
 
 
-def sample_mixture(keys: Keys, weights: PerMode, means: Centres, scales: PerMode) -> Batch:
+def sample_mixture(keys: Keys, weights: PerMode, means: Centres, scales: PerMode) -> JaxBatch:
     """Exact samples of the mixture, [batch, *shape], one per key.
 
     Example:
@@ -169,7 +170,7 @@ def full_gaussian_score_fn(mean: Point, covariance: Matrix, sigmas: Sigmas) -> S
 
 def _full_score(
     mean: Array, variances: Array, axes: Array, sigmas: Array, x: Batch, level: AnyLevels
-) -> Batch:
+) -> JaxBatch:
     sigma = sigma_at(level, sigmas)[:, None]
     scaled = _along_axes(x, mean, axes) / (variances[None] + sigma**2)
     return -jnp.matmul(scaled, axes.T, precision=HIGHEST).reshape(x.shape).astype(x.dtype)
@@ -202,7 +203,7 @@ def full_gaussian_log_density(
     return -0.5 * jnp.sum(squares + jnp.log(2 * jnp.pi * variances), axis=1)
 
 
-def sample_full_gaussian(keys: Keys, mean: Point, covariance: Matrix) -> Batch:
+def sample_full_gaussian(keys: Keys, mean: Point, covariance: Matrix) -> JaxBatch:
     """Exact samples of N(mean, covariance), [batch, *shape], one per key.
 
     Raises:

@@ -221,9 +221,9 @@ class Checkpoints:
                 errors[step] = error
                 continue
             self._unusable = list(errors)
-            for passed, error in errors.items():
+            for passed, reason in errors.items():
                 logging.getLogger(__name__).warning(
-                    "checkpoint %s is unusable (%s)", self.folder / str(passed), first_line(error)
+                    "checkpoint %s is unusable (%s)", self.folder / str(passed), first_line(reason)
                 )
             return step, state
         if not errors:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from score_jax.network import as_pytree, with_label
 from score_jax.noise import checked_sigmas, level_at, per_example, sigma_at
-from score_jax.typing import Array, Batch, Float, ScoreFn, Sigmas
+from score_jax.typing import Array, Batch, Float, JaxBatch, ScoreFn, Sigmas
 
 ContinuousScoreFn = Callable[[Array, Array], Array]
 """(x [batch, *shape], sigma [batch]) -> score [batch, *shape]."""
@@ -53,7 +53,7 @@ def continuous(
     """
     sigmas = jnp.asarray(checked_sigmas(sigmas))
 
-    def at(x: Batch, sigma: Float[Array, "batch"]) -> Batch:
+    def at(x: Batch, sigma: Float[Array, "batch"]) -> JaxBatch:
         level = level_at(sigma, sigmas)
         takes_fractions = fractional
         if takes_fractions is None:
@@ -100,9 +100,9 @@ def at_sigmas(
     return jax.tree_util.Partial(_at_sigmas, as_pytree(score_fn), *arrays)
 
 
-def _at_sigmas(score_fn, sigmas: Array, others: Array, x: Batch, level: Array, *label) -> Batch:
+def _at_sigmas(score_fn, sigmas: Array, others: Array, x: Batch, level: Array, *label) -> JaxBatch:
     own = with_label(score_fn, *label) if label else score_fn
-    return continuous(own, sigmas)(x, others[level])
+    return continuous(own, sigmas)(jnp.asarray(x), others[level])
 
 
 def takes_fractional_levels(score_fn: ScoreFn, x: Batch) -> bool:

@@ -77,7 +77,7 @@ def compile_pmapped(
     Returns:
         The compiled function; its method `as_text` gives the compiled program.
     """
-    mapped = pmap(function, devices, in_axes, out_axes, donate)
+    mapped: Any = pmap(function, devices, in_axes, out_axes, donate)
     options = TPU_OPTIONS if devices[0].platform == "tpu" else None
     compiled = mapped.lower(*arguments).compile(options)
     if jax.process_count() == 1:
@@ -96,8 +96,9 @@ def compile_pmapped(
         out = compiled(*arguments)
         return multihost_utils.global_array_to_host_local_array(out, mesh, specs(out_axes))
 
-    call.as_text = compiled.as_text
-    return call
+    program: Any = call
+    program.as_text = compiled.as_text
+    return program
 
 
 def split(array: np.ndarray, devices: Sequence[jax.Device]) -> np.ndarray:
@@ -220,7 +221,7 @@ def mean_over_devices(tree: Any, axis_name: str | None) -> Any:
     flat, unflatten = ravel_pytree(small)
     flat, large = jax.lax.pmean((flat, large), axis_name)
     means = unflatten(flat) | large
-    return treedef.unflatten(means[i] for i in range(len(leaves)))
+    return jax.tree.unflatten(treedef, [means[i] for i in range(len(leaves))])
 
 
 class Feed(NamedTuple):

@@ -10,7 +10,7 @@ therefore continues with the same bits as one that was not.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,8 +295,9 @@ def compile_steps(
         with unchecked():
             return compiled((key, source.resident), state, arguments, np.int32(number))
 
-    run.compiled = compiled
-    return run
+    program: Any = run
+    program.compiled = compiled
+    return program
 
 
 def initial_params(trainer: Trainer, x: Any, label: Any = None, seed: int = 0) -> Any:
@@ -385,23 +386,27 @@ def _initial_state(
     trainer, train, seed, state, checkpoints: Checkpoints | None, facts, num_steps, check
 ) -> TrainState:
     """The state of the newest checkpoint; without one, `state` or a new state at step 0."""
-    saved = checkpoints.steps() if checkpoints is not None else []
-    if saved:
-        like = jax.eval_shape(lambda: trainer.init(initial_params(trainer, *train, seed)))
+    where = "state has"
+    if checkpoints is not None and checkpoints.steps():
+        where = f"{checkpoints.folder.parent} has"
+        like = jax.eval_shape(
+            lambda: trainer.init(initial_params(trainer, train.x, train.label, seed))
+        )
 
-        def check_all(step: int, stored: Mapping[str, Any]) -> None:
+        def check_all(
+            step: int, stored: Mapping[str, Any], checkpoints: Checkpoints = checkpoints
+        ) -> None:
             _check_same_run(checkpoints, stored, facts)
             if check is not None:
                 check(step, stored)
 
-        restored = checkpoints.restore(like, check=check_all)[1]
-        state = jax.tree.map(jnp.asarray, restored)
+        restored: Any = checkpoints.restore(like, check=check_all)
+        state = jax.tree.map(jnp.asarray, restored[1])
     elif state is None:
-        state = trainer.init(initial_params(trainer, *train, seed))
+        state = trainer.init(initial_params(trainer, train.x, train.label, seed))
     else:
         check_state(state)
     if int(state.step) > num_steps:
-        where = f"{checkpoints.folder.parent} has" if saved else "state has"
         raise ValueError(
             f"{where} been trained for {int(state.step)} steps, more than num_steps={num_steps}: "
             "ask for more steps, or choose another workdir"
@@ -422,7 +427,7 @@ def _check_same_run(checkpoints: Checkpoints, stored: Mapping[str, Any], facts) 
 
 def _batches(
     source: Feed, seed: int, steps: range, num_examples: int, batch_size: int, steps_per_call: int
-) -> Iterator:
+) -> Generator:
     """The mapped arguments of each step; threads fetch streamed examples of one call ahead."""
 
     def batch(step):
@@ -456,7 +461,7 @@ def _keeping_steps(
         raise
 
 
-def _stacked(batches: Iterator, ahead: int, steps_per_call: int):
+def _stacked(batches: Generator, ahead: int, steps_per_call: int):
     """The arguments of the next `ahead` steps, padded to the compiled number; and that number."""
     taken = [next(batches) for _ in range(ahead)]
     taken += [taken[-1]] * (steps_per_call - ahead)

@@ -140,17 +140,17 @@ def density_flow(
     # Check all that can be checked, on Python numbers.
     x = check_batch(x, keys if num_probes is not None else None)
     check_solver(num_probes, rtol, atol, max_steps)
-    sigmas = _checked_ends(sigmas)
+    levels = _checked_ends(sigmas)
     check_prior(prior_log_density, mean, variance, x.shape[1:])
     if num_probes is not None and keys is None:
         raise ValueError(f"num_probes={num_probes} needs keys: give one key per example")
 
-    ends = sigmas[jnp.asarray([0, -1])].astype(float_dtype(x))
+    ends = levels[jnp.asarray([0, -1])].astype(float_dtype(x))
     prior = prior_log_density or _gaussian_prior(mean, variance, x, ends[0])
 
     def one(key, x, condition):
         probes = None if num_probes is None else _rademacher(key, num_probes, x)
-        score_at = _score_of_one(score_fn, sigmas, condition)
+        score_at = _score_of_one(score_fn, levels, condition)
         return _solve(score_at, x, probes, ends, rtol, atol, max_steps)
 
     x = x.astype(float_dtype(x))
@@ -309,8 +309,8 @@ def check_prior(
         variance: Variance of the data, or None.
         shape: Shape of an example.
     """
-    given = {"mean": mean, "variance": variance}
-    given = {name: value for name, value in given.items() if value is not None}
+    moments = {"mean": mean, "variance": variance}
+    given = {name: value for name, value in moments.items() if value is not None}
     if prior_log_density is not None and given:
         raise ValueError(
             "prior_log_density excludes mean and variance, which describe a Gaussian prior: give "
@@ -328,7 +328,7 @@ def check_prior(
         raise ValueError(f"variance={np.min(variance)} must be 0 or above")
 
 
-def _checked_ends(sigmas):
+def _checked_ends(sigmas: Any) -> Array:
     """Noise levels as an array, after a check that there are two or more."""
     sigmas = jnp.asarray(checked_sigmas(sigmas))
     if len(sigmas) < 2:

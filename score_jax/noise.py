@@ -23,6 +23,7 @@ from score_jax.typing import (
     Batch,
     Float,
     Index,
+    JaxBatch,
     Keys,
     Levels,
     OneKey,
@@ -101,8 +102,8 @@ def edm_sigmas(sigma_max: float, sigma_min: float, num_levels: int, rho: float =
             f"sigma_max={sigma_max}, sigma_min={sigma_min} and rho={rho} must be finite with "
             "sigma_max > sigma_min > 0 and rho > 0"
         )
-    ends = np.asarray([sigma_max, sigma_min], np.float64) ** (1 / rho)
-    sigmas = np.linspace(*ends, num_levels) ** rho
+    first, last = float(sigma_max) ** (1 / rho), float(sigma_min) ** (1 / rho)
+    sigmas = np.linspace(first, last, num_levels) ** rho
     return jnp.asarray(checked_sigmas(sigmas.astype(np.float32)))
 
 
@@ -245,7 +246,7 @@ def split_keys(keys: Keys, num: int = 2) -> Key[Array, "num batch"]:
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0)
 
 
-def standard_normal(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Batch:
+def standard_normal(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> JaxBatch:
     """Standard normal draws [batch, *shape], each example from its own key.
 
     Args:
@@ -257,12 +258,12 @@ def standard_normal(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32
     return _draw(jax.random.normal, keys, shape, dtype)
 
 
-def standard_uniform(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Batch:
+def standard_uniform(keys: Keys, shape: tuple[int, ...], dtype: Any = jnp.float32) -> JaxBatch:
     """Uniform draws in [0, 1), [batch, *shape]; arguments as in `standard_normal`."""
     return _draw(jax.random.uniform, keys, shape, dtype)
 
 
-def _draw(distribution: Callable, keys: Keys, shape: tuple[int, ...], dtype: Any) -> Batch:
+def _draw(distribution: Callable, keys: Keys, shape: tuple[int, ...], dtype: Any) -> JaxBatch:
     # A flat draw has the same bits as a shaped one and compiles up to 20 times faster.
     size = math.prod(shape)
     wide = jnp.promote_types(dtype, jnp.float32)
@@ -380,7 +381,7 @@ def sigma_of(level: AnyLevels, sigmas: Sigmas, x: Batch) -> Array:
     return per_example(sigma_at(level, sigmas), x)
 
 
-def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> Batch:
+def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> JaxBatch:
     """`x + sigma * noise` with each example's own level, [batch, *shape], in the dtype of `x`.
 
     Raises:
@@ -392,6 +393,7 @@ def perturb(x: Batch, noise: Batch, level: Levels, sigmas: Sigmas) -> Batch:
         [1.  0.1]
     """
     level = check_level(level, len(sigmas))
+    x = jnp.asarray(x)
     return (x + sigma_of(level, sigmas, x) * noise).astype(x.dtype)
 
 

@@ -28,7 +28,7 @@ from score_jax.network import as_pytree
 from score_jax.noise import checked_sigmas, per_example, sigma_of, sum_per_example
 from score_jax.operators import Operator, adjoint
 from score_jax.solvers import conjugate_residuals
-from score_jax.typing import AnyLevels, Array, Batch, Scalar, ScoreFn, Sigmas
+from score_jax.typing import AnyLevels, Array, Batch, JaxBatch, Scalar, ScoreFn, Sigmas
 
 METHODS = ("moment_matching", "pseudo_inverse", "dps", "annealed")
 
@@ -146,7 +146,7 @@ class _PosteriorScore:
         x: Batch,
         level: AnyLevels,
         y: Any = None,
-    ) -> Batch:
+    ) -> JaxBatch:
         # Compute in float32 or wider, whatever the dtype of the chains.
         wide = jnp.asarray(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         problem = _Problem(
@@ -359,7 +359,7 @@ def _likelihood_score(
     x: Batch,
     level: AnyLevels,
     *condition: Any,
-) -> Batch:
+) -> JaxBatch:
     x = jnp.asarray(x)
     score_at = _score_at(score_fn, level, sigmas)
 
@@ -399,7 +399,7 @@ def independent_sources(score_fn: ScoreFn) -> ScoreFn:
     return jax.tree_util.Partial(_independent_sources, as_pytree(score_fn))
 
 
-def _independent_sources(score_fn: ScoreFn, x: Batch, level: AnyLevels) -> Batch:
+def _independent_sources(score_fn: ScoreFn, x: Batch, level: AnyLevels) -> JaxBatch:
     batch, num, *shape = x.shape
     score = score_fn(x.reshape(batch * num, *shape), jnp.repeat(level, num))
     return score.reshape(x.shape)

@@ -44,7 +44,7 @@ from score_jax.samplers.consistent import ancestral_step_size, consistent_anneal
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.samplers.loop import Trajectory
 from score_jax.schedule import step_size_for
-from score_jax.typing import Array, Batch, Keys, ObserveFn, OneKey, Sigmas
+from score_jax.typing import Array, Batch, JaxBatch, Keys, ObserveFn, OneKey, Sigmas
 
 Start = Callable[[Keys, tuple[int, ...]], Batch]
 """(keys, shape) -> initial states [batch, *shape]."""
@@ -71,7 +71,7 @@ class normal_start:  # noqa: N801 (a function of (keys, shape), equal for equal 
     sigma: float
     center: float = 0.0
 
-    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> Batch:
+    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> JaxBatch:
         """Draws [batch, *shape], one state per key."""
         return jnp.full((1, *shape), self.center) + self.sigma * standard_normal(keys, shape)
 
@@ -90,7 +90,7 @@ class uniform_start:  # noqa: N801
         (4, 2)
     """
 
-    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> Batch:
+    def __call__(self, keys: Keys, shape: tuple[int, ...]) -> JaxBatch:
         """Draws [batch, *shape], one state per key."""
         return standard_uniform(keys, shape)
 
@@ -373,7 +373,7 @@ def run_chains(
             # Chains that only fill up the last batch are dropped before they are checked.
             trajectory = _fetched(trajectory, min(batch_size, end - begin))
             _check_finite(trajectory, begin, program, (shared, per_chain, first))
-            shown = {}
+            shown: dict[str, float] = {}
             for callback in callbacks:
                 shown |= callback(begin, trajectory) or {}
             ends.append(trajectory.x if collect else trajectory.x[:0].copy())
@@ -410,8 +410,8 @@ def _program(program, devices, treedef, shapes) -> _Program:
 def _fetched(trajectory: Trajectory, number: int) -> Trajectory:
     """The first `number` chains of a mapped trajectory, as host arrays."""
     x = merge(trajectory.x)[:number]
-    snapshots = np.moveaxis(merge_second(trajectory.snapshots)[:number], 1, 0)
-    finite = np.moveaxis(merge_second(trajectory.finite)[:number], 1, 0)
+    snapshots: Any = np.moveaxis(merge_second(trajectory.snapshots)[:number], 1, 0)
+    finite: Any = np.moveaxis(merge_second(trajectory.finite)[:number], 1, 0)
     observed = jax.tree.map(
         lambda leaf: np.moveaxis(merge_second(leaf)[:number], 1, 0), trajectory.observed
     )

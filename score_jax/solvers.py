@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from score_jax.noise import per_example, sum_per_example
-from score_jax.typing import Array, Batch, Float, Scalar
+from score_jax.typing import Array, Batch, Float, JaxBatch, Scalar
 
 
 def conjugate_residuals(
@@ -19,7 +19,7 @@ def conjugate_residuals(
     *,
     shift: Scalar = 0.0,
     tolerance: Scalar | Float[Array, "batch"] = 0.0,
-) -> Batch:
+) -> JaxBatch:
     """Approximate solutions u of (shift I + S) u = b by conjugate residuals from u = 0.
 
     Conjugate gradients in the form that minimises the norm of the residual at every iteration

@@ -18,7 +18,7 @@ from score_jax.data.transforms import prepare_pixels
 from score_jax.devices import mean_over_devices
 from score_jax.network import Model, as_model, with_label
 from score_jax.noise import checked_sigmas, example_keys, uniform_levels
-from score_jax.typing import Array, Float, Int, LossFn, Params, Sigmas
+from score_jax.typing import Array, Float, Int, LossFn, Params, PrepareFn, Sigmas
 
 
 class TrainState(NamedTuple):
@@ -79,8 +79,8 @@ def make_trainer(
     sigmas: Sigmas,
     *,
     ema_decay: float = 0.999,
-    draw_levels: Callable[..., Array] = uniform_levels,
-    prepare: Callable[..., tuple[Array, Array | None]] = prepare_pixels,
+    draw_levels: Callable[..., Any] = uniform_levels,
+    prepare: PrepareFn = prepare_pixels,
     step_loss_fn: LossFn | None = None,
 ) -> Trainer:
     """Builds the training step of a score network.

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, Num, UInt8
 
 Scalar: TypeAlias = float | np.floating | Float[Array, ""] | Float[np.ndarray, ""]
 Batch: TypeAlias = Float[Array, "batch *shape"] | Float[np.ndarray, "batch *shape"]
+JaxBatch: TypeAlias = Float[Array, "batch *shape"]
+"""As `Batch`, for results, which are never numpy arrays."""
 AnyBatch: TypeAlias = Num[Array, "_ *_"] | Num[np.ndarray, "_ *_"]
 """Arrays of any numeric type, for functions that check their arguments themselves."""
 Images: TypeAlias = (
@@ -37,13 +39,16 @@ Flags: TypeAlias = Bool[Array, "levels batch"]
 Mask: TypeAlias = Bool[Array, "batch *shape"] | Bool[np.ndarray, "batch *shape"]
 Params: TypeAlias = Any
 
-ScoreFn: TypeAlias = Callable[[Array, Array], Array]
+ScoreFn: TypeAlias = Callable[[Any, Any], Array]
 """(x [batch, *shape], level int [batch]) -> score [batch, *shape], the gradient of log density."""
 
-LossFn: TypeAlias = Callable[[Keys, ScoreFn, Array, Array, Array], Array]
+LossFn: TypeAlias = Callable[[Keys, ScoreFn, Any, Any, Any], Array]
 """(keys [batch], score_fn, x [batch, *shape], level [batch], sigmas) -> losses [batch]."""
 
-NoiseFn: TypeAlias = Callable[[Array], Array]
+PrepareFn: TypeAlias = Callable[..., tuple[Any, Any]]
+"""(keys, x, label) -> (x, label): the random part of data loading."""
+
+NoiseFn: TypeAlias = Callable[[Any], Array]
 """n -> standard normal noise [batch, *shape] of step number n, counted from 0."""
 
 ObserveFn: TypeAlias = Callable[[Any], Any]
@@ -60,6 +65,7 @@ __all__ = [
     "Images",
     "Index",
     "Int",
+    "JaxBatch",
     "Keys",
     "Labels",
     "Levels",
@@ -71,6 +77,7 @@ __all__ = [
     "OneKey",
     "Params",
     "Pixels",
+    "PrepareFn",
     "Scalar",
     "ScoreFn",
     "Sigmas",

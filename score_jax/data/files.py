@@ -219,7 +219,7 @@ def decode_image(data: bytes, transform: ImageTransform) -> np.ndarray:
             exceptions of other kinds at damaged files.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("its content is no image of a known format") from None
     except Image.DecompressionBombError as error:

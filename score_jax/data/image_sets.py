@@ -3,7 +3,7 @@
 import os
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,13 @@ def read_images(
         with lock:
             return read_member(archive, name)
 
-    found = [(parts, name) for parts, name in sorted(members(archive, passed)) if parts[-1]]
-    return _lazily(file, found, read, transform, passed)
+    entries = [(parts, name) for parts, name in sorted(members(archive, passed)) if parts[-1]]
+    return _lazily(file, entries, read, transform, passed)
 
 
 def _lazily(
     file: Path,
-    found: list[tuple[tuple[str, ...], Any]],
+    found: Sequence[tuple[tuple[str, ...], Any]],
     read: Callable[[Any], bytes],
     transform: ImageTransform,
     passed: PassedOver,

@@ -102,7 +102,7 @@ def _with_labels(
     )
 
 
-def _checked_features(name: str, builder: Any) -> dict[str, Any]:
+def _checked_features(name: str | None, builder: Any) -> dict[str, Any]:
     """The features of a data set by name; raises ValueError if it has no 8-bit image."""
     import tensorflow_datasets
 

@@ -145,8 +145,9 @@ def idx(path: str | os.PathLike | None) -> Dataset:
         raise FileNotFoundError(
             f"path={path!r} is not a folder{within(path)}: it must hold MNIST's four files"
         )
-    files = {name: _find_idx(folder, name) for name in IDX_FILES}
-    missing = [name for name, file in files.items() if file is None]
+    found = {name: _find_idx(folder, name) for name in IDX_FILES}
+    files = {name: file for name, file in found.items() if file is not None}
+    missing = [name for name in found if name not in files]
     if missing:
         raise FileNotFoundError(
             f"path={path!r} lacks {', '.join(missing)} (or .gz of it): it must be a folder with "

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ def prefetch(
     *,
     ahead: int = 2,
     workers: int = 2,
-) -> Iterator[Value]:
+) -> Generator[Value, None, None]:
     """Like `map(function, steps)`, but threads compute the next values in advance.
 
     Values come in the order of `steps`, and an exception of `function` is raised at its own step.
@@ -39,7 +39,7 @@ def prefetch(
 
 def _prefetch(
     function: Callable[[Step], Value], steps: Iterable[Step], ahead: int, workers: int
-) -> Iterator[Value]:
+) -> Generator[Value, None, None]:
     remaining = iter(steps)
     pending: deque[Future[Value]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")

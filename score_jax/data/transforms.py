@@ -9,13 +9,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from score_jax.noise import split_keys, standard_uniform, sum_per_example
-from score_jax.typing import AnyBatch, Array, Batch, Images, Keys, Labels, Losses, Pixels
+from score_jax.typing import AnyBatch, Batch, Images, Keys, Labels, Losses, Pixels
 
 
 def dequantize(keys: Keys, pixels: Pixels, num_values: int = 256) -> Batch:
@@ -40,7 +41,7 @@ def rescale(pixels: Pixels, num_values: int = 256) -> Batch:
     return _from_pixels(pixels, num_values - 1, None)
 
 
-def _from_pixels(pixels: Pixels, scale: int, offset: Array | float | None) -> Batch:
+def _from_pixels(pixels: Any, scale: int, offset: Any) -> Any:
     """(pixels + offset) / scale in float32; numpy arrays stay numpy arrays."""
     x = pixels.astype(np.float32)
     if offset is not None:
@@ -63,7 +64,9 @@ def unit_scale(x: np.ndarray, num_values: int | None, dequantized: bool) -> np.n
     x = np.asarray(x)
     if num_values is None:
         return x
-    return _from_pixels(x, num_values, 0.5) if dequantized else rescale(x, num_values)
+    if dequantized:
+        return _from_pixels(x, num_values, 0.5)
+    return np.asarray(rescale(x, num_values))
 
 
 def logit(x: Batch, boundary: float = 1e-6) -> Batch:

@@ -71,8 +71,8 @@ def residuals(keys: Keys, score_fn: ScoreFn, x: Array, level: Levels, sigmas: Si
     neighbours = jnp.full(len(x), jnp.nan)
     if x.ndim == 4:
         products = [r[:, :, 1:] * r[:, :, :-1], r[:, 1:] * r[:, :-1]]
-        products = [jnp.mean(each, axis=axes) for each in products if each.size]
-        neighbours = sum(products) / max(len(products), 1)
+        means = [jnp.mean(each, axis=axes) for each in products if each.size]
+        neighbours = sum(means, jnp.zeros(len(x))) / max(len(means), 1)
     return Residuals(
         square=jnp.mean(r**2, axis=axes),
         score=jnp.mean(scaled**2, axis=axes),

@@ -115,11 +115,11 @@ def train_classifier(
     with Progress(num_steps, "classifier", "step", shown=progress) as bar:
         for first in range(0, num_steps, STEPS_PER_CALL):
             chosen = range(first, min(first + STEPS_PER_CALL, num_steps))
-            index = [
+            steps_index = [
                 split_batch(batch_index(seed, step, len(x), batch_size), devices)
                 for step in chosen
             ]
-            index = np.stack(index, axis=1)
+            index = np.stack(steps_index, axis=1)
             state, losses = program(state, x[index], np.asarray(label, np.int32)[index])
             # Collectives that pile up on the CPU deadlock in XLA.
             losses = np.asarray(losses)
@@ -154,8 +154,9 @@ def classifier_features(trained: Trained) -> Callable:
 
 def accuracy(trained: Trained, x: Any, label: np.ndarray, **settings: Any) -> float:
     """Share of images whose class is found; settings as in `features.feature_batches`."""
-    outputs = extract(classifier_features(trained), x, **settings)
-    return float(np.mean(outputs.probabilities.argmax(axis=1) == label))
+    probabilities = extract(classifier_features(trained), x, **settings).probabilities
+    assert probabilities is not None  # The features of a classifier come with them.
+    return float(np.mean(probabilities.argmax(axis=1) == label))
 
 
 def as_floats(x: Any) -> Any:

@@ -15,7 +15,7 @@ from score_jax.likelihood import Moment, check_prior, check_solver, density_flow
 from score_jax.network import as_pytree
 from score_jax.noise import example_keys, run_keys
 from score_jax.progress import Progress, announce
-from score_jax.typing import Array, Sigmas
+from score_jax.typing import Array, PrepareFn, Sigmas
 
 LOOSER = 10.0
 """Ratio of the tolerances of the second run, which estimates the solver's error."""
@@ -48,7 +48,7 @@ def log_likelihood(
     sigmas: Sigmas | Sequence[float],
     *,
     label: np.ndarray | None = None,
-    prepare: Callable[..., tuple[Array, Array | None]] = prepare_pixels,
+    prepare: PrepareFn = prepare_pixels,
     log_volume: Callable[[Array], Array] | None = None,
     num_probes: int | None = None,
     mean: Moment | None = None,
@@ -141,7 +141,8 @@ def log_likelihood(
             found.append(solved(first))
             bar.update(min(first + batch_size, number))
     loose, _ = solved(0, LOOSER)
-    likelihood = _summary(*map(np.concatenate, zip(*found, strict=True)), loose)
+    log_density, evaluations = map(np.concatenate, zip(*found, strict=True))
+    likelihood = _summary(log_density, evaluations, loose)
     return likelihood if num_probes else likelihood._replace(trace_error=0.0)
 
 
@@ -159,7 +160,7 @@ class Densities:
     """
 
     sigmas: tuple[float, ...]
-    prepare: Callable[..., tuple[Array, Array | None]]
+    prepare: PrepareFn
     log_volume: Callable[[Array], Array] | None
     num_probes: int | None
     prior_log_density: Callable[[Array], Array] | None
@@ -175,8 +176,8 @@ class Densities:
         """
         key, score_fn, resident, moments, tolerances = fixed
         prepare_key, probe_key = jax.random.split(key)
-        x, *label = [array[arguments[0]] for array in resident] or arguments
-        x, label = self.prepare(example_keys(prepare_key, index), x, label[0] if label else None)
+        x, *rest = [array[arguments[0]] for array in resident] or arguments
+        x, label = self.prepare(example_keys(prepare_key, index), x, rest[0] if rest else None)
         flow = density_flow(
             example_keys(probe_key, index),
             score_fn,

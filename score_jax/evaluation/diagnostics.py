@@ -70,7 +70,7 @@ class ChainObserver:
         score = outside = missing
         if step.score is not None:
             score = step.sigma**2 * jnp.mean(step.score**2, axis=axes)
-        if step.score is not None and self.low is not None:
+        if step.score is not None and self.low is not None and self.high is not None:
             margin = MARGIN * (self.high - self.low)
             denoised = step.x + step.sigma**2 * step.score
             beyond = (denoised < self.low - margin) | (denoised > self.high + margin)
@@ -164,7 +164,8 @@ class Summary(NamedTuple):
 def summary_of(observed: Sequence[ChainValues]) -> Summary:
     """The summary of batches of chains, each [levels, batch]."""
     parts = zip(*observed, strict=True)
-    joined = ChainValues(*(np.concatenate(each, axis=1).astype(np.float64) for each in parts))
+    arrays: list[Any] = [np.concatenate(each, axis=1).astype(np.float64) for each in parts]
+    joined = ChainValues(*arrays)
     mean = ChainValues(*(values.mean(axis=1) for values in joined))
     squares = ChainValues(*(values.var(axis=1) * values.shape[1] for values in joined))
     return Summary(joined.sigma.shape[1], mean, squares)
@@ -226,7 +227,7 @@ def diagnose(
     rows = []
     for i in range(len(means.sigma)):
 
-        def measured(name: str, field: str, unit: float = 1.0, root: bool = False, i: int = i):
+        def measured(name: str, field: str, unit: Any = 1.0, root: bool = False, i: int = i):
             mean, total = getattr(means, field)[i], getattr(squares, field)[i]
             if not unit:
                 return _with_error(name, np.nan, np.nan, number, root)
@@ -320,7 +321,7 @@ def warnings_of(rows: Sequence[dict[str, Any]], spread: bool = True) -> list[str
                 bad[row["index"]] = deviation(row, value)
         if not bad:
             continue
-        row = rows[max(bad, key=bad.get)]
+        row = rows[max(bad, key=lambda level: bad[level])]
         where = f"level {row['index']} (sigma {row['sigma']:.3g})"
         number = f"{len(bad)} of {len(rows)} levels"
         found.append(f"{name} {row[name]:.3g} at {where}, {number} affected: {meaning}")

@@ -9,7 +9,7 @@ compute in float64. They run on the host: nothing here is differentiated.
 """
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class Moments(NamedTuple):
         covariance: Unbiased, normalised by count - 1; [dimensions, dimensions].
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # Hides the method of tuples.
     mean: np.ndarray
     covariance: np.ndarray
 
@@ -75,7 +75,9 @@ def moments(batches: Iterable[np.ndarray]) -> Moments:
         >>> found.count, found.mean.tolist()
         (4, [0.5, 0.5, 0.5])
     """
-    count, mean, scatter = 0, 0.0, 0.0
+    count = 0
+    mean: Any = 0.0
+    scatter: Any = 0.0
     # Large batches in pieces, so that float64 copies stay small.
     pieces = (batch[i : i + CHUNK] for batch in batches for i in range(0, len(batch), CHUNK))
     for piece in pieces:
@@ -336,7 +338,7 @@ def coverings(
         1.0
     """
     table = _coverings(x, reference, np.ones((1, len(x))), manifold_k, density_k)
-    return Coverings(*(float(values[0]) for values in table))
+    return Coverings(*(float(np.ravel(values)[0]) for values in table))
 
 
 def _coverings(

@@ -24,7 +24,7 @@ from score_jax.noise import (
     weighted,
 )
 from score_jax.progress import Progress, announce
-from score_jax.typing import Array, Float, Index, LossFn, OneKey, ScoreFn, Sigmas
+from score_jax.typing import Array, Float, Index, LossFn, OneKey, PrepareFn, ScoreFn, Sigmas
 
 
 def losses_per_level(
@@ -70,7 +70,7 @@ def evaluate(
     *,
     seed: int = 0,
     label: np.ndarray | None = None,
-    prepare: Callable[..., tuple[Array, Array | None]] = prepare_pixels,
+    prepare: PrepareFn = prepare_pixels,
     batch_size: int = 128,
     devices: Sequence[jax.Device] | None = None,
     device_megabytes: int = 1024,
@@ -190,7 +190,7 @@ def map_examples(
     seed: int = 0,
     draws: int = 1,
     label: np.ndarray | None = None,
-    prepare: Callable[..., tuple[Array, Array | None]] = prepare_pixels,
+    prepare: PrepareFn = prepare_pixels,
     batch_size: int = 128,
     devices: Sequence[jax.Device] | None = None,
     device_megabytes: int = 1024,
@@ -284,13 +284,13 @@ class _Levels:
 
     fn: Callable[..., Any]
     sigmas: tuple[float, ...]
-    prepare: Callable[..., tuple[Array, Array | None]]
+    prepare: PrepareFn
 
     def __call__(self, fixed: tuple, index: Array, arguments: tuple) -> Any:
         key, score_fn, resident = fixed
         prepare_key, loss_key = jax.random.split(key)
-        x, *label = [array[arguments[0]] for array in resident] or arguments
-        x, label = self.prepare(example_keys(prepare_key, index), x, label[0] if label else None)
+        x, *rest = [array[arguments[0]] for array in resident] or arguments
+        x, label = self.prepare(example_keys(prepare_key, index), x, rest[0] if rest else None)
         sigmas = jnp.asarray(self.sigmas)
         return _at_levels(loss_key, self.fn, with_label(score_fn, label), x, index, sigmas)
 

@@ -32,7 +32,7 @@ from score_jax.noise import (
     standard_normal,
     sum_per_example,
 )
-from score_jax.typing import AnyBatch, AnyKeys, Batch, Levels, Losses, ScoreFn, Sigmas
+from score_jax.typing import AnyBatch, AnyKeys, Batch, JaxBatch, Levels, Losses, ScoreFn, Sigmas
 
 
 def denoising_score_matching(
@@ -126,7 +126,7 @@ def annealed_dsm(
 
 def stable_noise(
     x: AnyBatch, noise: Batch, level: Levels, sigmas: Sigmas, references: AnyBatch
-) -> Batch:
+) -> JaxBatch:
     """The posterior mean of z given x + sigma z, for data that are `x` and the references.
 
         z* = (x~ - sum_k w_k x_k) / sigma,   w = softmax(-||x~ - x_k||^2 / (2 sigma^2))

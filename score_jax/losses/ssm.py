@@ -27,7 +27,17 @@ from score_jax.noise import (
     sum_per_example,
     weighted,
 )
-from score_jax.typing import AnyBatch, AnyKeys, Batch, Keys, Levels, Losses, ScoreFn, Sigmas
+from score_jax.typing import (
+    AnyBatch,
+    AnyKeys,
+    Batch,
+    JaxBatch,
+    Keys,
+    Levels,
+    Losses,
+    ScoreFn,
+    Sigmas,
+)
 
 
 def sliced_score_matching(
@@ -77,7 +87,7 @@ def _mean_over_projections(
     # One pass for the score and one for each derivative; under vmap the derivatives take twice as
     # long on a CPU.
     score, derivative = jax.linearize(lambda x: score_fn(x, level), x)
-    total = 0.0
+    losses = []
     for projection in projections:
         projection = jnp.asarray(projection, x.dtype)
         trace = sum_per_example(projection * derivative(projection))
@@ -85,21 +95,21 @@ def _mean_over_projections(
             square = sum_per_example(score**2)
         else:
             square = sum_per_example(projection * score) ** 2
-        total = total + trace + 0.5 * square
-    return total / len(projections)
+        losses.append(trace + 0.5 * square)
+    return sum(losses[1:], losses[0]) / len(projections)
 
 
-def rademacher(keys: Keys, shape: tuple[int, ...]) -> Batch:
+def rademacher(keys: Keys, shape: tuple[int, ...]) -> JaxBatch:
     """Projections of independent signs, [batch, *shape]; exact for a diagonal grad s."""
     return jnp.where(standard_uniform(keys, shape) < 0.5, -1.0, 1.0)
 
 
-def gaussian(keys: Keys, shape: tuple[int, ...]) -> Batch:
+def gaussian(keys: Keys, shape: tuple[int, ...]) -> JaxBatch:
     """Standard normal projections, [batch, *shape]."""
     return standard_normal(keys, shape)
 
 
-def sphere(keys: Keys, shape: tuple[int, ...]) -> Batch:
+def sphere(keys: Keys, shape: tuple[int, ...]) -> JaxBatch:
     """Projections uniform on the sphere of radius sqrt(D), D = prod(shape), [batch, *shape].
 
     Exact for grad s = c I.

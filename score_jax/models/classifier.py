@@ -34,15 +34,15 @@ class Classifier(nn.Module):
         """Features after the hidden layer's rectifier, and logits of the classes."""
         normal = flat_normal(2.0)
         h = (jnp.asarray(x, jnp.float32) - self.mean) / self.std
-        features = self.width
-        h = nn.relu(Conv(features, kernel_init=normal)(h))
+        width = self.width
+        h = nn.relu(Conv(width, kernel_init=normal)(h))
         while min(h.shape[1:3]) > SMALLEST:
             # An odd side gets one more row or column of zeros.
             odd = [(0, side % 2) for side in h.shape[1:3]]
             h = jnp.pad(h, ((0, 0), *odd, (0, 0)))
-            features = min(2 * features, 4 * self.width)
-            h = nn.relu(Conv(features, kernel_init=normal, halve=True)(h))
-            h = nn.relu(Conv(features, kernel_init=normal)(h))
+            width = min(2 * width, 4 * self.width)
+            h = nn.relu(Conv(width, kernel_init=normal, halve=True)(h))
+            h = nn.relu(Conv(width, kernel_init=normal)(h))
         hidden = nn.Dense(self.num_features, kernel_init=normal)(h.reshape(len(h), -1))
         features = nn.relu(hidden)
         return features, nn.Dense(self.num_classes, kernel_init=flat_normal(1.0))(features)

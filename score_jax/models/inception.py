@@ -17,7 +17,7 @@ for the inception score; Heusel et al. (2017) for the FID.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -293,7 +293,7 @@ def inception_features(params: Params) -> Callable[[AnyBatch], Features]:
     return jax.tree_util.Partial(_features, params)
 
 
-def _features(params: Params, images: AnyBatch) -> Features:
+def _features(params: Params, images: AnyBatch) -> Any:
     x = resize_bilinear_tf1(pixel_values(images), SIZE)
     return Inception().apply({"params": params}, (x - 128) / 128)
 

@@ -277,9 +277,9 @@ def _over_5x5(
     h: FeatureMap, initial: float, operation: Callable[[Array, Array], Array]
 ) -> FeatureMap:
     # Columns, then rows: 10 operations per value instead of 25.
-    initial = np.array(initial, h.dtype)
+    start = np.array(initial, h.dtype)
     for window in ((1, 5, 1, 1), (1, 1, 5, 1)):
-        h = jax.lax.reduce_window(h, initial, operation, window, (1, 1, 1, 1), "SAME")
+        h = jax.lax.reduce_window(h, start, operation, window, (1, 1, 1, 1), "SAME")
     return h
 
 

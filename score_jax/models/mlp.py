@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from score_jax.models.fields import check_widths
 from score_jax.models.layers import flat_normal
 from score_jax.models.preconditioning import as_floats, preconditioned
-from score_jax.typing import AnyLevels, Array, Batch
+from score_jax.typing import AnyLevels, Array, Batch, JaxBatch
 
 
 def softplus(x: Array) -> Array:
@@ -56,7 +56,7 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Batch, level: AnyLevels) -> Batch:
+    def __call__(self, x: Batch, level: AnyLevels) -> JaxBatch:
         """The score at the examples' noise levels.
 
         Args:

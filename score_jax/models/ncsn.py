@@ -4,6 +4,7 @@ Reference: Song & Ermon (2019), appendix A.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -99,11 +100,13 @@ class NCSN(nn.Module):
             ValueError: If height or width is odd or below 4, the network's width is below 2, or
                 labels are missing or not accepted.
         """
-        check_size("NCSN", *x.shape[1:3], STAGES)
+        check_size("NCSN", x.shape[1], x.shape[2], STAGES)
         check_width(self.width)
         check_label("NCSN", self.num_classes, label)
-        norm = functools.partial(ConditionalInstanceNormPlus, num_levels=self.num_levels)
-        condition = level
+        norm: Callable[..., nn.Module] = functools.partial(
+            ConditionalInstanceNormPlus, num_levels=int(self.num_levels or 0)
+        )
+        condition: Any = level
         if self.num_classes is not None:
             norm = functools.partial(ClassConditional, norm, self.num_classes)
             condition = (level, label)

@@ -7,6 +7,7 @@ technique 3 and appendix.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -115,10 +116,11 @@ class NCSNv2(nn.Module):
             known = ", ".join(VARIANTS)
             raise ValueError(f"variant={self.variant!r} is not known: choose among {known}")
         stages = VARIANTS[self.variant]
-        check_size(f"NCSNv2 ({self.variant})", *x.shape[1:3], stages)
+        check_size(f"NCSNv2 ({self.variant})", x.shape[1], x.shape[2], stages)
         check_width(self.width)
         check_label("NCSNv2", self.num_classes, label)
-        norm, condition = InstanceNormPlus, level
+        norm: Callable[..., nn.Module] = InstanceNormPlus
+        condition: Any = level
         if self.num_classes is not None:
             norm = functools.partial(ClassConditional, norm, self.num_classes)
             condition = (level, label)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from score_jax.noise import checked_sigmas, per_example, sigma_at
-from score_jax.typing import AnyLevels, Array, Batch, Float, Sigmas
+from score_jax.typing import AnyLevels, Array, Batch, Float, JaxBatch, Sigmas
 
 LARGEST = 1e15
 """Size of data above which their squares, or the inverse of them, leave float32."""
@@ -44,13 +44,13 @@ def as_floats(sigmas: Any) -> tuple[float, ...]:
 
 
 def preconditioned(
-    network: Callable[[Array, Array], Array],
+    network: Callable[[Any, Any], Array],
     x: Batch,
     level: AnyLevels,
     sigmas: Sequence[float],
     mean: float = 0.0,
     std: float = 1.0,
-) -> Batch:
+) -> JaxBatch:
     """The score of a network F with the preconditioning above.
 
     Args:
@@ -135,12 +135,12 @@ def principal_components(x: Batch | np.ndarray, number: int) -> PrincipalCompone
 
 
 def preconditioned_by(
-    network: Callable[[Array, Array], Array],
+    network: Callable[[Any, Any], Array],
     x: Batch,
     level: AnyLevels,
     sigmas: Sigmas | Sequence[float],
     gaussian: PrincipalComponents,
-) -> Batch:
+) -> JaxBatch:
     """The score of a network F with the preconditioning by a Gaussian with principal components.
 
     Args:
@@ -171,7 +171,8 @@ def preconditioned_by(
     score = (change * projected) @ basis.T - centered / (rest + sigma**2)
 
     square = (jnp.sum(variance) + (size - number) * rest) / size
-    inputs = (centered / jnp.sqrt(square + sigma**2), posterior / jnp.sqrt(square))
-    inputs = jnp.concatenate([value.reshape(x.shape) for value in inputs], axis=-1)
+    pair = (centered / jnp.sqrt(square + sigma**2), posterior / jnp.sqrt(square))
+    inputs = jnp.concatenate([value.reshape(x.shape) for value in pair], axis=-1)
     f = network(inputs, jnp.log(sigma)).reshape(len(x), size)
-    return (score + jnp.sqrt(mean_gain) / sigma * f).reshape(x.shape).astype(x.dtype)
+    total = score + jnp.sqrt(mean_gain) / sigma * f
+    return jnp.asarray(total).reshape(x.shape).astype(x.dtype)

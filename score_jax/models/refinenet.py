@@ -7,7 +7,7 @@ Reference: Lin et al. (2017), "RefineNet"; Song & Ermon (2019), appendix A.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 
@@ -78,14 +78,12 @@ class MultiScaleFusion(nn.Module):
     norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(
-        self, maps: Sequence[Array], condition: Condition, size: tuple[int, int]
-    ) -> Array:
-        total = 0.0
+    def __call__(self, maps: Sequence[Array], condition: Condition, size: Any) -> Array:
+        resized = []
         for i, h in enumerate(maps):
             h = Conv(self.features, name=f"convs_{i}")(self.norm(name=f"norms_{i}")(h, condition))
-            total = total + resize_aligned(h, size)
-        return total
+            resized.append(resize_aligned(h, size))
+        return sum(resized[1:], resized[0])
 
 
 class ChainedResidualPooling(nn.Module):
@@ -189,7 +187,7 @@ def refine_net(
     maps = []
     for stage in stages:
         features, name = stage.features * width, f"res{stage.name}"
-        settings = {"dilation": stage.dilation}
+        settings: dict[str, Any] = {"dilation": stage.dilation}
         h = residual(features, norm, down=stage.down, name=f"{name}_0", **settings)(h, condition)
         h = residual(features, norm, name=f"{name}_1", **settings)(h, condition)
         maps.append(h)

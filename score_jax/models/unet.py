@@ -215,7 +215,7 @@ class UNet(nn.Module):
         angle = log_sigma * jnp.geomspace(0.25, 4.0, 8, dtype=jnp.float32)[None]
         condition = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         condition = dense(condition, 4 * self.width, kernel_init=flat_normal(1.0))
-        if label is not None:
+        if label is not None and self.num_classes is not None:
             num_labels = self.num_classes + 1
             init = flat_normal(float(num_labels))
             embed = nn.Embed(num_labels, 4 * self.width, embedding_init=init)

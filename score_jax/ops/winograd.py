@@ -57,14 +57,14 @@ class _Transform(NamedTuple):
 
 def _transform(*points: float) -> _Transform:
     """The matrices for the finite points given; see Lavin & Gray (2016), section 5."""
-    points, number = np.array(points), len(points) + 1
+    finite, number = np.array(points), len(points) + 1
     outputs, kernel = np.zeros((number - 2, number)), np.zeros((number, 3))
     images = np.zeros((number, number))
-    outputs[:, :-1] = points ** np.arange(number - 2)[:, None]
+    outputs[:, :-1] = finite ** np.arange(number - 2)[:, None]
     outputs[-1, -1] = kernel[-1, -1] = 1
-    images[-1] = np.poly(points)[::-1]
+    images[-1] = np.poly(finite)[::-1]
     for i, point in enumerate(points):
-        others = np.delete(points, i)
+        others = np.delete(finite, i)
         kernel[i] = point ** np.arange(3) / np.prod(point - others)
         images[i, :-1] = np.poly(others)[::-1]
     matrices = (matrix.astype(np.float32) for matrix in (images, kernel, outputs))

@@ -130,7 +130,7 @@ def consistent_schedule(sigmas: Sigmas, step_size: Scalar, num_steps: int) -> Sc
 
     eta = step_size / sigmas[-1] ** 2
     if concrete:
-        _check_eta(eta, own, sigmas[-1], step_size)
+        _check_eta(float(eta), np.asarray(own), float(sigmas[-1]), float(step_size))
     added = xp.sqrt(xp.maximum(following**2 - ((1 - eta) * own) ** 2, 0))
     # eta sigma^2 times the score at sigma, which is the score of the level times sigma_i / sigma.
     alphas = eta * own * sigmas[levels]

@@ -108,6 +108,6 @@ def run_steps(
     )
     if not denoise:
         return trajectory
-    x = trajectory.x
+    x = jnp.asarray(trajectory.x)
     mean = x + steps[-1] ** 2 * at(x, jnp.full(x.shape[0], steps[-1]))
     return trajectory._replace(x=mean.astype(x.dtype))

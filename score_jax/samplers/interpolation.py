@@ -14,14 +14,25 @@ import jax.numpy as jnp
 from score_jax.noise import check_batch, per_example, standard_normal
 from score_jax.samplers.langevin import annealed_langevin
 from score_jax.samplers.loop import Trajectory, chain_noise
-from score_jax.typing import AnyBatch, AnyKeys, Array, Batch, Float, Keys, Scalar, ScoreFn, Sigmas
+from score_jax.typing import (
+    AnyBatch,
+    AnyKeys,
+    Array,
+    Batch,
+    Float,
+    JaxBatch,
+    Keys,
+    Scalar,
+    ScoreFn,
+    Sigmas,
+)
 
 Angle = Float[Array, "batch"]
 
 
 def mixed_normal(
     first_keys: Keys, second_keys: Keys, angle: Angle, shape: tuple[int, ...]
-) -> Batch:
+) -> JaxBatch:
     """Standard normal draws [batch, *shape], mixed by an angle: a start between two starts.
 
     For a uniform start, pass the result through the normal CDF, `jax.scipy.stats.norm.cdf`.
@@ -108,5 +119,5 @@ def interpolate(
     )
 
 
-def _mix(angle: Angle, first: Batch, second: Batch) -> Batch:
+def _mix(angle: Angle, first: Batch, second: Batch) -> JaxBatch:
     return per_example(jnp.cos(angle), first) * first + per_example(jnp.sin(angle), first) * second

@@ -19,6 +19,7 @@ from score_jax.typing import (
     Array,
     Batch,
     Float,
+    JaxBatch,
     Levels,
     NoiseFn,
     ObserveFn,
@@ -28,7 +29,7 @@ from score_jax.typing import (
 )
 
 
-def langevin_step(score: Batch, x: Batch, noise: Batch, step_size: Scalar) -> Batch:
+def langevin_step(score: Batch, x: Batch, noise: Batch, step_size: Scalar) -> JaxBatch:
     """One step, `x + step_size * score + sqrt(2 * step_size) * noise`.
 
     Args:
@@ -42,7 +43,7 @@ def langevin_step(score: Batch, x: Batch, noise: Batch, step_size: Scalar) -> Ba
         >>> print(sj.langevin_step(-x, x, jnp.array([[0.5]]), 0.02))  # 1 - 0.02 + 0.2 / 2
         [[1.08]]
     """
-    return x + step_size * score + jnp.sqrt(2.0 * step_size) * noise
+    return jnp.asarray(x) + step_size * score + jnp.sqrt(2.0 * step_size) * noise
 
 
 def langevin(
@@ -225,4 +226,4 @@ def langevin_baseline(
 def annealed_step_sizes(sigmas: Sigmas, step_size: Scalar) -> Float[Array, "levels"]:
     """alpha_i = step_size sigma_i^2 / sigma_L^2, for every level."""
     sigmas = jnp.asarray(checked_sigmas(sigmas))
-    return step_size * (sigmas / sigmas[-1]) ** 2
+    return jnp.asarray(step_size * (sigmas / sigmas[-1]) ** 2)

@@ -7,6 +7,7 @@ A sampler is a formula for `update`. This module checks the arguments, draws the
 snapshots, keeps the dtype of the chains and denoises at the end.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from score_jax.typing import (
     Batch,
     Flags,
     Float,
+    JaxBatch,
     Keys,
     Levels,
     NoiseFn,
@@ -76,13 +78,17 @@ class Step(NamedTuple):
     n: Array
 
 
-def chain_noise(keys: Keys, n: Array | int, shape: tuple[int, ...], dtype: Any = None) -> Batch:
+def chain_noise(keys: Keys, n: Array | int, shape: tuple[int, ...], dtype: Any = None) -> JaxBatch:
     """Standard normal noise [batch, *shape] of step number `n`, from the keys with n folded in."""
     step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n)
     return standard_normal(step_keys, shape, dtype or jnp.float32)
 
 
-def denoise(score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Batch:
+def _noise_of(keys: Any, shape: tuple[int, ...], dtype: Any, n: Any) -> JaxBatch:
+    return chain_noise(keys, n, shape, dtype)
+
+
+def denoise(score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> JaxBatch:
     """The posterior mean of the clean data, `x + sigma^2 s(x, level)`, in the dtype of `x`.
 
     Raises:
@@ -98,11 +104,12 @@ def denoise(score_fn: ScoreFn, x: Batch, level: Levels, sigmas: Sigmas) -> Batch
         [[0.5, 0.5]]
     """
     level = check_level(level, len(sigmas))
+    x = jnp.asarray(x)
     return (x + sigma_of(level, sigmas, x) ** 2 * score_fn(x, level)).astype(x.dtype)
 
 
 def anneal(
-    update: Callable[[Array, Array, Array, Array, Array], Array],
+    update: Callable[[Any, Any, Any, Any, Any], Array],
     keys: AnyKeys | None,
     score_fn: ScoreFn,
     x: AnyBatch,
@@ -112,7 +119,7 @@ def anneal(
     denoise: bool = False,
     num_snapshots: int = 0,
     noise_fn: NoiseFn | None = None,
-    constrain: Callable[[Array, Array, Array], Array] = lambda x, level, n: x,
+    constrain: Callable[[Any, Any, Any], Any] = lambda x, level, n: x,
     score_levels: Array | np.ndarray | None = None,
     observe: ObserveFn | None = None,
     noise_scale: Callable[[Array, Array], Any] = lambda level, n: 0.0,
@@ -166,7 +173,7 @@ def anneal(
         )
     batch_size, *shape = x.shape
     if noise_fn is None:
-        noise_fn = lambda n: chain_noise(keys, n, tuple(shape), x.dtype)  # noqa: E731
+        noise_fn = functools.partial(_noise_of, keys, tuple(shape), x.dtype)
 
     def one_step(x, n, level):
         x = constrain(x, level, n)

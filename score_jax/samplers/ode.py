@@ -18,7 +18,17 @@ from score_jax.continuous_score import ContinuousScoreFn, continuous
 from score_jax.noise import check_batch
 from score_jax.samplers.grid import run_steps, step_sigmas
 from score_jax.samplers.loop import Trajectory
-from score_jax.typing import AnyBatch, AnyKeys, Array, Batch, NoiseFn, ObserveFn, ScoreFn, Sigmas
+from score_jax.typing import (
+    AnyBatch,
+    AnyKeys,
+    Array,
+    Batch,
+    JaxBatch,
+    NoiseFn,
+    ObserveFn,
+    ScoreFn,
+    Sigmas,
+)
 
 SOLVERS = ("heun", "euler")
 
@@ -171,7 +181,7 @@ def stochastic_heun(
 
 def flow_step(
     at: ContinuousScoreFn, x: Batch, score: Batch, sigma: Array, following: Array, solver: str
-) -> Batch:
+) -> JaxBatch:
     """One step of the probability-flow ODE from `sigma` to `following`.
 
     Args:
@@ -182,6 +192,7 @@ def flow_step(
         following: The sigma after the step, a scalar.
         solver: "heun" or "euler".
     """
+    x = jnp.asarray(x)
     slope = -sigma * score
     end = (x + (following - sigma) * slope).astype(x.dtype)
     if solver == "euler":
