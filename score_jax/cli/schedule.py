@@ -205,8 +205,8 @@ def suited_config(
 ) -> dict[str, Any]:
     """The config of a command with its data; for small images, `small_images` as the default.
 
-    A config that --config or --workdir chose stays. Images with an odd side get squares of one
-    pixel.
+    A config that --config or --workdir chose stays. In the default config, images with an odd side
+    get squares of one pixel, unless the command sets model.patch_size.
 
     Args:
         command: The command.
