@@ -4,8 +4,8 @@ Data: the 1797 real digits that come with the package; 1500 to train on, 297 hel
 Method: denoising score matching at 32 noise levels (Song & Ermon 2019, equation 6) with a small
     class-conditional network on squares of 2x2 pixels and label dropout; predictor-corrector
     sampling (Song et al. 2021) in 121 evaluations of the network.
-Cost: about 42 s on two CPU cores, of which 8 compile, 27 train and 4 sample; then 5 s for the
-    metrics and the report.
+Cost: 50 to 54 s on two CPU cores with an empty compilation cache, of which 8 compile, 27 train, 4
+    sample and 5 are for the metrics and the report.
 Reaches: fd_mlp 2.0 to 2.2, is_svc 8.2 to 8.3, one_nn 0.54 to 0.57 over three seeds
     (benchmarks/RESULTS.md).
 Command: score-jax

@@ -130,6 +130,30 @@ def test_squares_of_pixels_are_used_where_the_network_can_divide_the_size(size, 
     assert config.model.components < size**2 * 3
 
 
+@pytest.mark.parametrize(("size", "patch_size"), [(9, 1), (10, 2)])
+def test_a_config_for_tiny_images_divides_them(command, tmp_path, size, patch_size):
+    """Below 16x16 pixels the settings are those of the digits."""
+    assert command(*write(tmp_path, images(60, size=size))) == (0, "")
+    config = load_config(str(tmp_path / "mine.py"))
+    assert config["model"]["patch_size"] == patch_size
+    if patch_size == 1:
+        few = {"model.width": 8, "model.num_blocks": 1, "training.num_steps": 2}
+        few |= {"training.metric_samples": 0, "optim.warmup_steps": 1}
+        few |= {"sampling.num_samples": 2, "sampling.num_steps": 3}
+        flags = [f"--config.{name}={value}" for name, value in few.items()]
+        run = [f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]
+        assert command(*run, *flags) == (0, "")
+        samples = np.load(tmp_path / "run" / "samples.npz")["samples"]
+        assert samples.shape == (2, size, size, 1)
+
+
+def test_squares_of_pixels_that_do_not_divide_the_images_are_refused(command, tmp_path):
+    line = [*write(tmp_path, images(60, size=9)), "--config.model.patch_size=2"]
+    code, error = command(*line)
+    assert code == 2
+    assert "multiples of 2, but these are 9x9" in error
+
+
 def test_flags_change_the_settings_of_small_images(command, tmp_path):
     x = images(60, size=18, channels=3)
     labels = {"train_labels": np.arange(48) % 3, "held_out_labels": np.arange(12) % 3}

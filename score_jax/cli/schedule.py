@@ -205,7 +205,8 @@ def suited_config(
 ) -> dict[str, Any]:
     """The config of a command with its data; for small images, `small_images` as the default.
 
-    A config that --config or --workdir chose stays.
+    A config that --config or --workdir chose stays. In the default config, images with an odd side
+    get squares of one pixel, unless the command sets model.patch_size.
 
     Args:
         command: The command.
@@ -214,7 +215,13 @@ def suited_config(
     """
     is_image = len(shape) == 3 and shape[2] in (1, 3)
     if not (command.is_default and is_image and _is_small(shape) and shape[0] >= SMALLEST_SIZE):
-        return {**command.config, "data": settings}
+        config = {**command.config, "data": settings}
+        is_odd = is_image and any(side % 2 for side in shape[:2])
+        is_free = command.is_default and "model.patch_size" not in command.changes
+        if is_odd and is_free and "patch_size" in config["model"]:
+            # Squares of 2x2 pixels do not divide these images.
+            config["model"] = {**config["model"], "patch_size": 1}
+        return config
 
     # `config_for_data` replaces the mean and the standard deviation.
     size, _, channels = shape
