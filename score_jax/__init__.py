@@ -45,7 +45,7 @@ noise levels. Everything that learns makes a score function; everything that sam
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name -> the module that defines it.
 _HOMES = {
