@@ -46,7 +46,7 @@ class Stage(NamedTuple):
 STAGES = {
     "correctness": Stage(
         "scores of the golden files, the same bits twice, batch sizes, bfloat16",
-        150,
+        300,
         "--xla_gpu_deterministic_ops=true",
     ),
     "speed": Stage("sampling and training beside PyTorch, and utilisation", 420),

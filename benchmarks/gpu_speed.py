@@ -32,10 +32,7 @@ def speed(record: Record) -> None:
     rates = {dtype: product_rate(dtype, record.options.tiny) for dtype in ("float32", "bfloat16")}
     record.write(largest_product_tflops=rates)
     for dtype in record.options.dtype.split(","):
-        result = compare(record, dtype, devices)
-        result["utilisation"] = utilisation(case_of(record), dtype, devices[0], result)
-        record.write(cases=[*record.content["cases"], result])
-        print(f"  {dtype}: {shown(result)}", flush=True)
+        compare(record, dtype, devices)
 
 
 def prepare_pytorch() -> str:
@@ -50,25 +47,51 @@ def prepare_pytorch() -> str:
     return torch.__version__
 
 
-def compare(record: Record, dtype: str, devices) -> dict[str, Any]:
-    """The figures of `speed.compare`; without PyTorch, or its compiler, where these fail."""
-    attempts, errors = [("eager", "compiled"), ("eager",), ()], {}
-    if record.content["pytorch"].startswith("absent"):
-        attempts = [()]
-    for modes in attempts:
+def compare(record: Record, dtype: str, devices) -> None:
+    """Measures score_jax, then beside it PyTorch in one mode after the other.
+
+    Compiling takes minutes, so all figures are written again after every mode: each has the
+    subjects so far, measured in the same rounds. A mode that fails is listed with its error.
+    """
+    name, rounds = case_of(record), record.options.rounds
+    earlier, errors = record.content["cases"], {}
+    network = benchmark.make_network(benchmark.CASES[name], dtype)
+    ours = benchmark.Ours(benchmark.CASES[name], network, devices)
+    subjects, compared = {"score_jax": ours.subject}, {}
+
+    modes = [None, *benchmark.LAYOUTS, "compiled"]
+    for mode in modes[:1] if record.content["pytorch"].startswith("absent") else modes:
+        begun = time.monotonic()
         try:
-            found = benchmark.compare(
-                case_of(record), record.options.rounds, modes, dtype, devices
-            )
+            added, facts = ({}, {}) if mode is None else pytorch_mode(name, network, ours, mode)
+            found = benchmark.figures(name, dtype, devices, ours, subjects | added, rounds)
         except (Exception, SystemExit) as error:  # PyTorch's compiler can raise anything.
-            if not modes:
+            if mode is None:
                 raise
-            name = f"PyTorch {modes[-1]}"
-            errors[name] = f"{type(error).__name__}: {str(error)[:300]}"
-            print(f"  {dtype}, {name}: {errors[name]}", flush=True)
-            continue
-        return found | {"pytorch_errors": errors}
-    raise AssertionError("the last attempt returns or raises")
+            errors[f"PyTorch {mode}"] = f"{type(error).__name__}: {str(error)[:300]}"
+            print(f"  {dtype}, PyTorch {mode}: {errors[f'PyTorch {mode}']}", flush=True)
+        else:
+            subjects |= added
+            if "relative_difference" in facts:  # That of the worst layout
+                before = compared.get("relative_difference", 0.0)
+                facts["relative_difference"] = max(before, facts["relative_difference"])
+            compared |= facts
+            result = found | compared
+            result["utilisation"] = utilisation(name, dtype, devices[0], result)
+            if "PyTorch eager" in subjects:
+                result["ratios"] = benchmark.ratios(result)
+            seconds = time.monotonic() - begun
+            print(f"  {dtype}: {shown(result, [*subjects][-1])} ({seconds:.0f} s)", flush=True)
+        record.write(cases=[*earlier, result | {"pytorch_errors": errors}])
+
+
+def pytorch_mode(name: str, network: benchmark.Network, ours: benchmark.Ours, mode: str):
+    """The functions of PyTorch in a mode, and facts, as `torch_subjects` has them."""
+    from speed_pytorch import torch_subjects
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    case = benchmark.CASES[name]
+    return torch_subjects(name, case, network, ours.chain, device, [mode])
 
 
 def product_rate(dtype: str, tiny: bool) -> float:
@@ -109,17 +132,15 @@ def utilisation(name: str, dtype: str, device, result: dict[str, Any]) -> dict[s
     return found
 
 
-def shown(result: dict[str, Any]) -> str:
-    """One line about the figures of a case."""
-    parts = []
+def shown(result: dict[str, Any], who: str) -> str:
+    """One line with the figures of a subject; FLOP count the same for all of them."""
+    parts = [who]
     for program in ("sample", "train"):
-        found = result["utilisation"][program]
-        share = found["share_of_peak"]
-        of_peak = "" if share is None else f", {100 * share:.1f} % of the peak"
-        parts.append(
-            f"{program} {benchmark.shown(result[f'{program}, score_jax'])}, "
-            f"{found['tflops']:.3g} TFLOP/s{of_peak}"
-        )
+        found, times = result["utilisation"][program], result[f"{program}, {who}"]
+        rate = found["gflop"] / 1e3 / times["median"]
+        most = result["utilisation"]["peak_tflops"]
+        of_peak = "" if most is None else f", {100 * rate / most:.1f} % of the peak"
+        parts.append(f"{program} {benchmark.shown(times)}, {rate:.3g} TFLOP/s{of_peak}")
     return "; ".join(parts)
 
 
@@ -184,6 +205,9 @@ def operations(folder: Path, text: str) -> dict[str, Any]:
             totals[name] += own
             calls[name] += 1
     every = sum(totals.values())
+    kinds = collections.Counter()
+    for (operation, kernel), own in totals.items():
+        kinds[re.sub(r"[.\d]+$", "", operation or kernel)] += own
     if not every:
         lines = [f"{plane.name}: {line.name}" for plane in data.planes for line in plane.lines]
         raise ValueError(f"{newest} holds no operation, but {', '.join(lines)}")
@@ -200,7 +224,8 @@ def operations(folder: Path, text: str) -> dict[str, Any]:
                 "share": own / every,
             }
         )
-    return {"traced_ms": every / 1e6, "operations": listed}
+    shares = {kind: own / every for kind, own in kinds.most_common(LARGEST)}
+    return {"traced_ms": every / 1e6, "kinds": shares, "operations": listed}
 
 
 def lines_of(data: Any) -> Iterable[list[tuple[float, float, tuple[str, str]]]]:

@@ -74,11 +74,13 @@ class Record:
     def check(self, name: str, value: float, bound: float) -> None:
         """Adds a figure that must be at most `bound`, and writes the file."""
         right = bool(value <= bound)  # False for NaN
-        print(f"  {name}: {value:.2g}, at most {bound:g} {'' if right else 'WRONG'}", flush=True)
+        seconds = time.monotonic() - BEGUN
+        verdict = "" if right else "WRONG"
+        print(f"  {seconds:4.0f} s  {name}: {value:.2g}, at most {bound:g} {verdict}", flush=True)
         if not right:
             self.wrong.append(name)
         checks = self.content.setdefault("checks", {})
-        checks[name] = {"value": float(value), "bound": bound, "right": right}
+        checks[name] = {"value": float(value), "bound": bound, "right": right, "after": seconds}
         self.write()
 
 

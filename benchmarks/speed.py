@@ -204,6 +204,27 @@ def compare(name: str, rounds: int, modes: Sequence[str], dtype: str, devices) -
         theirs, compared = torch_subjects(name, case, network, ours.chain, device, modes)
         subjects |= theirs
 
+    result = figures(name, dtype, devices, ours, subjects, rounds) | compared
+    if modes:
+        result["ratios"] = ratios(result)
+        print_comparison(case, result, list(subjects))
+    return result
+
+
+def figures(
+    name: str, dtype: str, devices, ours: Ours, subjects: dict[str, Subject], rounds: int
+) -> dict[str, Any]:
+    """Measures the subjects in alternating order: settings, facts and times.
+
+    Args:
+        name: Name of the case.
+        dtype: Precision of the layers.
+        devices: Devices that share the batch.
+        ours: The programs of score_jax.
+        subjects: Name -> functions, "score_jax" among them.
+        rounds: Number of rounds.
+    """
+    case = CASES[name]
     times = measure(case, subjects, ours, rounds)
     bare, sample = times["bare", "score_jax"], times["sample", "score_jax"]
     result = {
@@ -211,16 +232,12 @@ def compare(name: str, rounds: int, modes: Sequence[str], dtype: str, devices) -
         "batch": case.batch,
         "devices": len(devices),
         "dtype": dtype,
-        **compared,
         **ours.facts,
         "overhead": statistics.median(sample) / statistics.median(bare) - 1,
     }
     for kind in ("sample", "train"):
         for who in subjects:
             result[f"{kind}, {who}"] = spread(times[kind, who])
-    if modes:
-        result["ratios"] = ratios(result)
-        print_comparison(case, result, list(subjects))
     return result
 
 

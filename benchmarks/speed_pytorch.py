@@ -34,11 +34,11 @@ def torch_subjects(
         network: Its network.
         chain: The chain.
         device: "cpu" or "cuda".
-        modes: Modes, "eager" first. "channels_last" is skipped for points, which have one layout.
+        modes: Modes. "channels_last" is skipped for points, which have one layout.
 
     Returns:
-        ("PyTorch MODE" -> functions, the largest relative difference of the scores and the GFLOP
-        of one call).
+        ("PyTorch MODE" -> functions, facts). The facts are the largest relative difference of the
+        scores in the eager modes and, if "eager" is among the modes, the GFLOP of one call.
 
     Raises:
         SystemExit: If the scores differ by more than rounding errors.
@@ -58,7 +58,9 @@ def torch_subjects(
         subjects[f"PyTorch {mode}"] = torch_subject(
             case, net, inputs, network, chain, device, mode
         )
-    return subjects, {"relative_difference": max(differences), **facts}
+    if differences:
+        facts["relative_difference"] = max(differences)
+    return subjects, facts
 
 
 def memory_format(mode: str) -> torch.memory_format:
