@@ -25,6 +25,7 @@ extensions = [
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # Outputs are stored; tests/test_notebooks.py runs the cells.
+nb_merge_streams = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # The signature shows them already.

@@ -33,7 +33,7 @@ def first_not_finite(tree: Any) -> str | None:
 
 def is_debugging() -> bool:
     """True if JAX's switch `jax_debug_nans` is on."""
-    return bool(jax.config.read("jax_debug_nans"))
+    return bool(jax.config.jax_debug_nans)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
