@@ -93,7 +93,7 @@ def mixture_score_fn(weights: PerMode, means: Centres, scales: PerMode, sigmas: 
 
 
 def gaussian_score_fn(
-    mean: Float[Array, "*shape"], variance: float | Float[Array, "*shape"], sigmas: Sigmas
+    mean: Point, variance: float | Point, sigmas: Sigmas
 ) -> ScoreFn:
     """The exact score of N(mean, variance) perturbed by each of `sigmas`.
 

@@ -26,11 +26,11 @@ class Model(NamedTuple):
 
     Example:
         >>> linear = sj.Model(
-        ...     init=lambda key, x, level: {"w": jnp.zeros(x.shape[1:])},
-        ...     apply=lambda params, x, level: params["w"] - x,
+        ...     init=lambda key, x, level: {"w": jnp.zeros(())},
+        ...     apply=lambda params, x, level: -params["w"] * x,
         ... )
-        >>> sj.score_fn(linear, {"w": jnp.ones(2)})(jnp.zeros((1, 2)), jnp.array([0])).tolist()
-        [[1.0, 1.0]]
+        >>> sj.score_fn(linear, {"w": jnp.array(2.0)})(jnp.ones((1, 2)), jnp.array([0])).tolist()
+        [[-2.0, -2.0]]
     """
 
     init: Callable[..., Params]
