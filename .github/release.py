@@ -3,8 +3,8 @@
     python .github/release.py OWNER/NAME v0.2.0
 
 README.md gets absolute links to the pages and pictures of that tag on GitHub, and pyproject.toml
-the addresses of the project. The tag must be the version of the package, of CITATION.cff and of the
-newest entry of CHANGELOG.md.
+the addresses of the project. The tag must be the version of the package, of CITATION.cff and of
+the newest entry of CHANGELOG.md.
 """
 
 import re
