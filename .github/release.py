@@ -2,9 +2,9 @@
 
     python .github/release.py OWNER/NAME v0.2.0
 
-README.md gets absolute links to the pages and pictures of that tag on GitHub, and pyproject.toml
-the addresses of the project. The tag must be the version of the package, of CITATION.cff and of
-the newest entry of CHANGELOG.md.
+README.md gets absolute links to the pages and pictures of that tag on GitHub, and its first
+command installs from the index; pyproject.toml gets the addresses of the project. The tag must be
+the version of the package, of CITATION.cff and of the newest entry of CHANGELOG.md.
 """
 
 import re
@@ -64,7 +64,8 @@ def prepare(root: Path, repository: str, tag: str) -> None:
         if tag != f"v{version}":
             raise SystemExit(f"the tag {tag} is not the version of {name}, which is {version}")
     readme, project = root / "README.md", root / "pyproject.toml"
-    readme.write_text(absolute(readme.read_text(), repository, tag))
+    text = absolute(readme.read_text(), repository, tag)
+    readme.write_text(text.replace("pip install -e . &&", "pip install score_jax &&"))
     project.write_text(project.read_text() + addresses(repository))
 
 

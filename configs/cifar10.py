@@ -5,7 +5,7 @@ Paper: Song & Ermon (2019), section 5 and appendix B: n = 128, 10 levels from 1 
 Data: from tensorflow-datasets; or zips of train/class/*.jpg and test/class/*.jpg, with
     --config.data.source=zip --config.data.path="cifar10_*.zip"
 Cost: a network of 30.1 million parameters, 1.38e18 FLOP to train, 1.79e13 for a sample. Estimates
-    for training: 1.3 hours on an H100, 23 minutes on a v5e-8 slice, 166 days on two CPU cores.
+    for training: 1.5 hours on an H100, 23 minutes on a v5e-8 slice, 166 days on two CPU cores.
 Reaches: Inception score 8.87, FID 25.32 in the paper, of the checkpoint with the smallest FID of
     1000 samples; not reproduced here. docs/cost.md has the assumptions and the evaluation.
 Command: score-jax --config=cifar10

@@ -70,6 +70,12 @@ def mixture_log_density(
 def mixture_score_fn(weights: PerMode, means: Centres, scales: PerMode, sigmas: Sigmas) -> ScoreFn:
     """The exact score of the mixture perturbed by each of `sigmas`, as a score function.
 
+    Args:
+        weights: Weights of the modes, which sum to 1.
+        means: Their means.
+        scales: Their standard deviations, the same in every direction.
+        sigmas: Noise levels.
+
     Example:
         >>> weights, means, scales = jnp.array([0.8, 0.2]), jnp.array([[5.0], [-5.0]]), jnp.ones(2)
         >>> score_fn = sj.mixture_score_fn(weights, means, scales, jnp.array([0.1]))
@@ -92,9 +98,7 @@ def mixture_score_fn(weights: PerMode, means: Centres, scales: PerMode, sigmas: 
     return score_fn
 
 
-def gaussian_score_fn(
-    mean: Point, variance: float | Point, sigmas: Sigmas
-) -> ScoreFn:
+def gaussian_score_fn(mean: Point, variance: float | Point, sigmas: Sigmas) -> ScoreFn:
     """The exact score of N(mean, variance) perturbed by each of `sigmas`.
 
     It is -(x - mean) / (variance + sigma^2).

@@ -232,7 +232,9 @@ def sample(
         (run_keys(seed)["sample"], as_pytree(score_fn)),
         number,
         first=first,
-        per_chain=_labels(label, number) if condition is None else condition,
+        per_chain=_labels(label, number)
+        if condition is None
+        else jax.tree.map(np.asarray, condition),
         batch_size=batch_size,
         devices=devices,
         callbacks=callbacks,

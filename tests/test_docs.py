@@ -54,7 +54,7 @@ def test_the_parts_of_a_users_own_file_run_from_the_command(tmp_path):
     assert abs(np.median(radius) - 3) < 0.7
 
 
-PROGRAMS = ("conditioning", "noise_levels", "programs")
+PROGRAMS = ("bad_samples", "conditioning", "inverse_problems", "noise_levels", "programs")
 """Guides whose Python blocks are a program from the first to the last."""
 
 
@@ -71,6 +71,18 @@ def test_the_program_of_a_guide_runs_as_printed(name, tmp_path, monkeypatch):
         assert bool(jax.numpy.isfinite(scope["chains"].x).all())
     if name == "noise_levels":
         np.testing.assert_allclose(scope["variance"] / [33, 1], [1.14, 1.15], atol=0.01)
+    if name == "bad_samples":
+        for row in scope["levels"]:
+            assert abs(row["slope"] - 1) < 4 * row["slope_error"]
+        spread, expected = (
+            [row[key] for row in scope["rows"]] for key in ("spread", "spread_expected")
+        )
+        np.testing.assert_allclose(spread, expected, rtol=0.5)
+    if name == "inverse_problems":
+        known = scope["known"]
+        for found, original in (("completions", scope["x"][:1]), ("restored", scope["x"][:16])):
+            error = np.abs(scope[found] - original)[:, known]
+            assert np.sqrt(np.mean(error**2)) < 0.04
     if name == "conditioning":
         assert scope["samples"].shape == (8, 8, 8, 1)
 

@@ -406,6 +406,10 @@ BAD_INPUT = {
     "no value": (["--config"], "--config needs a value: write --config=value"),
     "no value of a setting": (["--config.seed"], "--config.seed needs a value"),
     "a value after no": (["--noconfig.data.flip=1"], "does not take an argument"),
+    "address": (
+        ["--workdir=gs://bucket/run"],
+        "--workdir=gs://bucket/run is an address, not a path: mount that storage",
+    ),
     "not a flag": (["train"], "'train' is not a flag: write --name=value"),
     "missing file of flags": (["--flagfile=/none"], "Unable to open flagfile"),
     "wrong type": (

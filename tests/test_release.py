@@ -46,6 +46,12 @@ def test_links_of_the_readme_are_absolute_and_their_targets_exist(prepare, tmp_p
     assert own > 10
 
 
+def test_the_first_command_installs_from_the_index(prepare, tmp_path):
+    prepare(f"v{sj.__version__}")
+    text = (tmp_path / "README.md").read_text()
+    assert ".venv/bin/pip install score_jax && .venv/bin/score-jax" in text
+
+
 def test_the_project_has_addresses(prepare, tmp_path):
     prepare(f"v{sj.__version__}")
     project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]

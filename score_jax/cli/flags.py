@@ -248,10 +248,16 @@ def _parsed(arguments: Sequence[str]) -> flags.FlagValues:
             f"{unparsed[0]!r} is not a flag: write --name=value (score-jax --help lists the flags)"
         )
 
-    # `~` is the home folder in every path.
+    # `~` is the home folder in every path. An address would be taken for a local folder.
     for name in PATHS:
-        if values[name].value:
-            values[name].value = os.path.expanduser(values[name].value)
+        path = values[name].value
+        if path and re.match(r"[a-z][a-z0-9+.-]*://", path):
+            raise ValueError(
+                f"--{name}={path} is an address, not a path: mount that storage as a file system, "
+                "on every host, and give its path"
+            )
+        if path:
+            values[name].value = os.path.expanduser(path)
     for name, exists in (("image", matching_files), ("workdirs", os.path.isdir)):
         if values[name].value:
             paths = listed(values[name].value, exists)

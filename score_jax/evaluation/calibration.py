@@ -112,15 +112,25 @@ def calibrate(
         defined. `bias` is the root mean square over values of E[x^ - x], in the unit of the data,
         and 0 if it does not exceed the noise of its estimate; `bias_error` is that noise.
 
+    Raises:
+        ValueError: If the residuals are not of these levels, or not averaged over draws.
+
     Example:
         >>> sigmas = sj.geometric_sigmas(1.0, 0.1, 5)
         >>> score_fn = sj.gaussian_score_fn(jnp.zeros(2), jnp.ones(2), sigmas)
         >>> x = np.random.default_rng(0).normal(size=(500, 2)).astype(np.float32)
         >>> found = sj.map_examples(sj.residuals, score_fn, x, sigmas, progress=False)
-        >>> levels = sj.calibrate(found, sigmas)
-        >>> len(levels)
-        5
+        >>> found = jax.tree.map(lambda part: part.mean(axis=0), found)  # over draws
+        >>> rows = sj.calibrate(found, sigmas)
+        >>> all(abs(row["slope"] - 1) < 4 * row["slope_error"] for row in rows)
+        True
     """
+    shape = np.shape(found.square)
+    if len(shape) != 2 or shape[1] != len(sigmas):
+        raise ValueError(
+            f"found.square is {list(shape)}, but needs [examples, {len(sigmas)}]: average the "
+            "result of map_examples over draws, its first axis"
+        )
     bound = None if eigenvalues is None else gaussian_residual(sigmas, eigenvalues)
     rows = []
     for i, sigma in enumerate(np.asarray(sigmas, np.float64)):

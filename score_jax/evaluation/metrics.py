@@ -430,7 +430,8 @@ def sample_metrics(
         reference the Frechet distances alone, and without probabilities no inception_score.
 
     Raises:
-        ValueError: If there are too few examples, or neither features nor moments of a reference.
+        ValueError: If features are not [examples, dimensions], there are too few examples, or
+            neither features nor moments of a reference.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -440,6 +441,12 @@ def sample_metrics(
         True
     """
     x = samples.features
+    for outputs in (samples, reference):
+        if outputs is not None and np.ndim(outputs.features) != 2:
+            raise ValueError(
+                f"features are {list(np.shape(outputs.features))}, but need [examples, "
+                "dimensions]: flat_pixels makes features of images"
+            )
     if reference_moments is None:
         if reference is None:
             raise ValueError("give the features of a reference, or its moments")

@@ -194,6 +194,11 @@ class UNet(nn.Module):
                 each other, or labels are missing or not accepted.
         """
         x = jnp.asarray(x)
+        if x.ndim != 4:
+            raise ValueError(
+                f"a U-Net needs images [batch, height, width, channels], not {list(x.shape)}: "
+                "grey images have one channel, x[..., None]"
+            )
         self._check(*x.shape[1:])
         if (label is None) != (self.num_classes is None):
             need = "takes no" if self.num_classes is None else "needs"
