@@ -158,3 +158,12 @@ def test_a_trained_network_with_one_zeroed_embedding_is_found_at_that_level():
         found = warnings_of(diagnose(observed, moments, 16))
         [low] = [each for each in found if "smaller than those of a Gaussian" in each]
         assert low.startswith(f"score_norm 0 at level {broken} ")
+
+
+def test_residuals_that_still_have_draws_are_refused():
+    sigmas = geometric_sigmas(1.0, 0.1, 3)
+    exact = full_gaussian_score_fn(np.zeros(2, np.float32), np.eye(2, dtype=np.float32), sigmas)
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    found = map_examples(residuals, exact, x, sigmas, progress=False)
+    with pytest.raises(ValueError, match=r"\[1, 4, 3\], but needs \[examples, 3\]: average"):
+        calibrate(found, sigmas)

@@ -157,3 +157,9 @@ def test_what_a_reference_does_not_know_is_left_out():
         sample_metrics(Outputs(x), None)
     with pytest.raises(ValueError, match="the samples have 4 features, but the reference has 3"):
         sample_metrics(Outputs(x), Outputs(gaussian(50, 3)))
+
+
+def test_images_are_not_features():
+    images = Outputs(np.zeros((10, 4, 4, 1)))
+    with pytest.raises(ValueError, match=r"\[10, 4, 4, 1\], but need \[examples, dimensions\]"):
+        sample_metrics(images, images)

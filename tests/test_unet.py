@@ -133,3 +133,9 @@ def test_refusals(fields, shape, words):
 def test_no_classes_may_be_written_as_0():
     assert UNet(sigmas=SIGMAS, num_classes=0) == UNet(sigmas=SIGMAS)
     assert UNet(sigmas=SIGMAS).num_classes is None
+
+
+def test_images_without_a_channel_axis_are_refused():
+    model = UNet(sigmas=np.array([1.0, 0.1], np.float32))
+    with pytest.raises(ValueError, match=r"not \[2, 8, 8\]: grey images have one channel"):
+        model.init(jax.random.key(0), jnp.zeros((2, 8, 8)), jnp.zeros(2, int))

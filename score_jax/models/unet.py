@@ -34,7 +34,7 @@ from score_jax.models.preconditioning import (
     principal_components,
 )
 from score_jax.noise import check_counts
-from score_jax.typing import AnyLevels, Array, Batch, Images, Labels, Params
+from score_jax.typing import AnyBatch, AnyLevels, Array, Batch, Images, Labels, Params
 
 
 class GroupNorm(nn.Module):
@@ -177,7 +177,7 @@ class UNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Images, level: AnyLevels, label: Labels | None = None) -> Images:
+    def __call__(self, x: AnyBatch, level: AnyLevels, label: Labels | None = None) -> Images:
         """The score of images at their noise levels.
 
         Args:
