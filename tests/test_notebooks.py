@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SMALL = {
     "toy": {"NUM_STEPS": 250, "NUM_CHAINS": 64},
     "own_array": {"NUM_STEPS": 40, "NUM_SAMPLES": 600},
-    "digits": {"NUM_STEPS": 20, "NUM_SAMPLES": 4},
+    "digits": {"NUM_STEPS": 20, "NUM_SAMPLES": 4, "NUM_BLOCKS": 1},
     "comparing": {"NUM_STEPS": 100, "DRAWS": 1},
 }
 """Values of the cell tagged `parameters` with which a notebook runs in seconds."""

@@ -74,7 +74,7 @@ def test_the_wheel_holds_all_modules_and_configs_and_no_tests(built):
     modules = (ROOT / "score_jax").rglob("*.py")
     expected = {path.relative_to(ROOT).as_posix() for path in modules}
     expected |= {f"score_jax/configs/{name}.py" for name in published_configs()}
-    expected.add("score_jax/data/digits.npz")
+    expected |= {"score_jax/data/digits.npz", "score_jax/py.typed", "score_jax/__init__.pyi"}
     templates = (ROOT / "score_jax" / "cli" / "templates").iterdir()
     expected |= {path.relative_to(ROOT).as_posix() for path in templates}
     assert {name for name in names if ".dist-info/" not in name} == expected

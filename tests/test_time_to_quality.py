@@ -100,6 +100,7 @@ def check_files(output, name, minutes):
         assert 0 <= x.min() <= x.max() <= 1
 
 
+@pytest.mark.slow
 def test_both_networks_of_the_library_and_a_run_that_is_cut_off(bench, mnist, monkeypatch):
     shrink(monkeypatch, bench)
     flags = ["--only=mnist_small,ncsn", "--minutes=0.001,0.002", "--minutes_mnist_small=0.001"]
