@@ -18,7 +18,7 @@ from jaxtyping import Bool, Complex
 
 from score_jax.typing import Array, Batch, OneKey
 
-Operator = Callable[[Array], Array]
+Operator = Callable[[Any], Array]
 """x [batch, *shape] -> y [batch, *measurement], a linear function."""
 
 AnyMask = Bool[Array, "*shape"] | Bool[np.ndarray, "*shape"]
