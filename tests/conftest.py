@@ -1,6 +1,7 @@
 """Two CPU devices, shapes checked in every annotated function, no silent broadcasting of ranks."""
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -56,6 +57,17 @@ def compile_quickly(request):
     """Leaves out optimisations of XLA that cost more time than they save in these modules."""
     is_bound = request.module.__name__.rpartition(".")[2] in COMPILE_BOUND
     jax.config.update("jax_disable_most_optimizations", is_bound)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees the programs of a module: each has memory mappings, of which Linux allows 65,530.
+
+    A process that exceeds them crashes while it compiles.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")
