@@ -133,7 +133,7 @@ def utilisation(name: str, dtype: str, device, result: dict[str, Any]) -> dict[s
 
 
 def shown(result: dict[str, Any], who: str) -> str:
-    """One line with the figures of a subject; FLOP count the same for all of them."""
+    """One line with the times and rates of a subject, all by the FLOP of score_jax's network."""
     parts = [who]
     for program in ("sample", "train"):
         found, times = result["utilisation"][program], result[f"{program}, {who}"]

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_docs import blocks
+from test_docs import PROGRAMS, blocks
 
 import score_jax as sj
 
@@ -38,15 +38,14 @@ def test_mypy_finds_no_error_in_the_library():
 def test_mypy_finds_the_errors_of_a_program_and_no_others(tmp_path):
     """The programs of README and guides are clean; a wrong argument is not."""
     (tmp_path / "readme.py").write_text(blocks(ROOT / "README.md", "python")[0])
-    guides = ("bad_samples", "conditioning", "inverse_problems", "noise_levels", "programs")
-    for name in guides:
+    for name in PROGRAMS:
         programs = blocks(ROOT / "docs" / "guides" / f"{name}.md", "python")
         (tmp_path / f"{name}.py").write_text("\n".join(programs))
     (tmp_path / "wrong.py").write_text(
         "import score_jax as sj\n\nsj.geometric_sigmas('large', 0.03, 16)\nsj.fitt\n"
     )
     config = ROOT / "pyproject.toml"
-    files = [tmp_path / f"{name}.py" for name in ("readme", *guides)]
+    files = [tmp_path / f"{name}.py" for name in ("readme", *PROGRAMS)]
     done = mypy(f"--config-file={config}", *files)
     assert done.returncode == 0, done.stdout
     done = mypy(f"--config-file={config}", tmp_path / "wrong.py")
