@@ -15,7 +15,11 @@ os.environ.setdefault("NPROC", "32")
 # A program that one test compiled need not be compiled again by another.
 CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# Most programs of the tests take longer to optimise than to run; see `optimized`.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Tracing makes many objects that live until the end of a module.
+gc.set_threshold(200_000, 20, 50)
 
 # Tests send signals to their own processes, which would inherit that a background job ignores
 # Ctrl-C, and one under nohup SIGHUP.
@@ -36,27 +40,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 install_import_hook("score_jax", "beartype.beartype")
 
 
-COMPILE_BOUND = {
-    "test_few_steps",
-    "test_implicit",
-    "test_layers",
-    "test_likelihood",
-    "test_ncsn",
-    "test_networks",
-    "test_official",
-    "test_preconditioning",
-    "test_ssm",
-    "test_unet",
-    "test_winograd",
-}
-"""Modules that compile large programs and run them once."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_quickly(request):
-    """Leaves out optimisations of XLA that cost more time than they save in these modules."""
-    is_bound = request.module.__name__.rpartition(".")[2] in COMPILE_BOUND
-    jax.config.update("jax_disable_most_optimizations", is_bound)
+@pytest.fixture(autouse=True)
+def optimize(request, monkeypatch):
+    """XLA's usual optimisations for tests marked `optimized` and the processes that they start."""
+    is_marked = request.node.get_closest_marker("optimized") is not None
+    if is_marked:
+        monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+    jax.config.update("jax_disable_most_optimizations", not is_marked)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(autouse=True, scope="module")

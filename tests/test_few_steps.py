@@ -68,8 +68,8 @@ def test_the_law_of_annealed_langevin_is_the_recursion_of_its_steps():
 
 def test_the_law_counts_noise_that_is_drawn_late():
     """More noise than the first table of the law holds: 5 levels of 40 steps."""
-    settings = {"num_steps": 40, "step_size": 1e-3}
-    found = sj.final_variance(sj.annealed_langevin, FEW, np.float32([0.5]), **settings)
+    sampler = functools.partial(sj.annealed_langevin, num_steps=40, step_size=1e-3)
+    found = sj.final_variance(sampler, FEW, np.float32([0.5]))
     sigmas = np.asarray(FEW, np.float64)
     s = sigmas[0] ** 2
     for sigma in sigmas:

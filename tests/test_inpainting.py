@@ -76,6 +76,7 @@ def test_what_is_known_is_exact_and_what_it_hides_plays_no_part():
     assert np.abs(trajectory.x[:, 1]).max() < 20  # not the 99 that stands where the mask is False
 
 
+@pytest.mark.optimized
 def test_many_small_steps_find_the_conditional_mean():
     """E[x_2 | x_1] of the Gaussian; the noise of the known pixel is small in the end."""
     sigmas = geometric_sigmas(3.0, 0.05, 12)

@@ -255,6 +255,7 @@ def test_rows_between_two_samples(finished, command):
     assert "--completions=1 at least 2" in shown
 
 
+@pytest.mark.optimized
 def test_the_weights_of_figure_3_are_those_of_an_independent_simulation(capsys):
     """0.51 for plain and 0.784 for annealed Langevin dynamics, where 0.8 is true."""
     picture = figures.toy_samples(jax.random.key(0))

@@ -36,12 +36,14 @@ def test_forward_pass_is_the_official_one(name):
 
 @pytest.mark.parametrize("name", NCSN_FIXTURES)
 def test_loss_gradients_and_adam_step_are_the_official_ones(name):
+    """With rematerialisation in the smaller network, which changes no gradient."""
     g = official(name)
+    model = g["model"].clone(remat=name == "ncsn_mnist_ngf8")
 
     @jax.jit
     @jax.value_and_grad
     def loss_fn(params):
-        score_fn = functools.partial(g["model"].apply, {"params": params})
+        score_fn = functools.partial(model.apply, {"params": params})
         return denoising_score_matching(
             score_fn, g["x"], g["dsm_noise"], g["labels"], g["sigmas"]
         ).mean()
@@ -195,13 +197,18 @@ def test_logit_transformed_data_is_not_centered():
 
 def test_no_gradient_reaches_the_sigmas_of_ncsnv2():
     g = official("ncsnv2_cifar_ngf8")
-    grads = jax.jit(
-        jax.grad(lambda params: g["model"].apply({"params": params}, g["x"], g["labels"]).sum())
-    )(g["params"])
-    np.testing.assert_array_equal(grads["sigmas"], 0)
-    assert np.abs(grads["begin_conv"]["kernel"]).max() > 0
-    updates, _ = optax.adam(1e-3).update(grads, optax.adam(1e-3).init(g["params"]))
-    np.testing.assert_array_equal(updates["sigmas"], 0)
+
+    @jax.jit
+    @jax.grad
+    def gradient(sigmas):
+        params = g["params"] | {"sigmas": sigmas}
+        return g["model"].apply({"params": params}, g["x"], g["labels"]).sum()
+
+    gradient = gradient(g["params"]["sigmas"])
+    np.testing.assert_array_equal(gradient, 0)
+    optimizer = optax.adam(1e-3)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+    np.testing.assert_array_equal(updates, 0)
 
 
 @pytest.mark.parametrize("name", ["ncsn_mnist_ngf8", "ncsnv2_cifar_ngf8"])
@@ -215,25 +222,6 @@ def test_bfloat16_computes_nearly_the_same_score_from_the_same_parameters(name):
     assert (
         1e-4 < relative(score, g["score"]) < 5e-2
     )  # 8 bits of mantissa, through some twenty layers
-
-
-def test_rematerialisation_changes_no_gradient():
-    g = official("ncsn_mnist_ngf8")
-
-    def gradient(model):
-        loss = jax.grad(
-            lambda params: jnp.sum(model.apply({"params": params}, g["x"], g["labels"]) ** 2)
-        )
-        return jax.jit(loss, compiler_options={"xla_backend_optimization_level": 0})(
-            g["params"]
-        )  # compiles sooner
-
-    plain, again = (gradient(g["model"].clone(remat=remat)) for remat in (False, True))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * np.abs(a).max()),
-        plain,
-        again,
-    )
 
 
 def test_networks_take_the_array_of_noise_levels():

@@ -180,6 +180,7 @@ def divergence(model, params, sigmas, level):
     return float(jnp.sum((score - exact) ** 2) / jnp.sum(exact**2))
 
 
+@pytest.mark.optimized
 def test_sliced_training_on_clean_data_finds_the_score():
     """The paper's experiment: plain form, 10,000 iterations.
 
@@ -192,6 +193,7 @@ def test_sliced_training_on_clean_data_finds_the_score():
     assert divergence(model, ema_params, clean, 0) < 0.005
 
 
+@pytest.mark.optimized
 def test_denoising_training_finds_the_scores_of_all_levels():
     """Three seeds gave at most 0.020 down to sigma = 0.6, and at most 0.10 below it."""
     sigmas = jnp.geomspace(20.0, 0.1, 10)

@@ -88,6 +88,7 @@ def test_the_installed_command_explains_every_config(from_wheel, installed, tmp_
     assert run(sys.executable, *words, cwd=tmp_path, PYTHONPATH=str(installed)) == shown
 
 
+@pytest.mark.optimized
 def test_the_installed_command_trains_and_samples_the_digits(from_wheel, tmp_path):
     settings = {
         "model.name": "mlp",

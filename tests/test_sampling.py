@@ -12,6 +12,7 @@ import score_jax as sj
 from score_jax.noise import example_keys, run_keys, split_keys, standard_normal
 from score_jax.sampling import default_step_size
 
+pytestmark = pytest.mark.optimized  # Bits of a sample, in programs as users run them.
 SIGMAS = sj.geometric_sigmas(2.0, 0.1, 8)
 EXACT = sj.gaussian_score_fn(jnp.array([1.0, -2.0]), 0.25, SIGMAS)
 sample = functools.partial(sj.sample, EXACT, SIGMAS, shape=(2,), progress=False)
