@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,6 +100,7 @@ def test_derivatives_of_the_norm_are_those_of_its_definition(dtype, tolerance):
             {"params": {"embedding": embedding}}, h, jnp.zeros(2, int)
         )
 
+    @functools.partial(jax.jit, static_argnums=0)
     def derivatives(norm, h, v):
         gradient = jax.grad(lambda h: jnp.sum(norm(h) ** 3))
         return [

@@ -78,7 +78,7 @@ def test_before_it_is_measured_the_gaussian_is_isotropic():
     x = jnp.asarray(examples(5))
     plain, other = networks(0), networks(3)
     outputs = [
-        net.apply(net.init(jax.random.key(0), x, LEVEL), x, LEVEL) for net in (plain, other)
+        jax.jit(net.init_with_output)(jax.random.key(0), x, LEVEL)[0] for net in (plain, other)
     ]
     np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
 

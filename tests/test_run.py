@@ -405,6 +405,6 @@ def test_a_run_takes_training_examples_as_references(tmp_path):
     x, batch_size = run.data.train, config["training"]["batch_size"]
     state = trainer.init(fitting.initial_params(run.trainer, x))
     index = batch_index(0, 0, len(x), batch_size)
-    _, metrics = trainer.step(run_keys(0)["train"], state, x[index])
+    _, metrics = jax.jit(trainer.step)(run_keys(0)["train"], state, x[index])
     saved = json.loads((tmp_path / "run" / "metrics.json").read_text())
     np.testing.assert_allclose(saved["train_loss"], [[1, float(metrics.loss)]], rtol=1e-4)

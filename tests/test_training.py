@@ -78,7 +78,7 @@ def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws(step_loss_fn
         step_loss_fn=step_loss_fn,
     )
     state, x = trainer.init(linear_params()), data(6)
-    new, metrics = trainer.step(KEY, state, x)
+    new, metrics = jax.jit(trainer.step)(KEY, state, x)
     level_key, _, loss_key = jax.random.split(jax.random.fold_in(KEY, 0), 3)
     level = uniform_levels(level_key, np.arange(6), batch_size=6, num_levels=4)
 
@@ -86,7 +86,7 @@ def test_step_is_gradient_descent_on_the_mean_loss_of_its_own_draws(step_loss_fn
         keys, score_fn = example_keys(loss_key, np.arange(6)), functools.partial(linear, params)
         return loss_fn(keys, score_fn, x, level, SIGMAS).mean()
 
-    value, grads = jax.value_and_grad(loss)(linear_params())
+    value, grads = jax.jit(jax.value_and_grad(loss))(linear_params())
     np.testing.assert_allclose(metrics.loss, value, rtol=1e-6)
     np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(grads), rtol=1e-6)
     np.testing.assert_allclose(new.params["slope"], 1 - 0.1 * grads["slope"], rtol=1e-5)

@@ -17,6 +17,16 @@ def initialised(model, *shape):
     return params, jax.jit(lambda params, x, level: model.apply({"params": params}, x, level))
 
 
+@jax.jit
+def perturbed(params):
+    """Parameters that differ from each other and from those at the start."""
+
+    def moved(leaf):
+        return leaf + 0.05 * jax.random.normal(jax.random.key(2), (leaf.size,)).reshape(leaf.shape)
+
+    return jax.tree.map(moved, params)
+
+
 def test_starts_as_the_exact_score_of_a_gaussian():
     params, score_fn = initialised(
         UNet(sigmas=SIGMAS, width=8, data_mean=0.3, data_std=0.4), 4, 6, 2
@@ -28,14 +38,9 @@ def test_starts_as_the_exact_score_of_a_gaussian():
 
 def test_every_pixel_and_the_level_matter_once_its_last_layer_is_not_zero():
     params, score_fn = initialised(UNet(sigmas=SIGMAS, width=8), 8, 8, 1)
-    params = jax.tree.map(
-        lambda leaf: (
-            leaf + 0.05 * jax.random.normal(jax.random.key(2), (leaf.size,)).reshape(leaf.shape)
-        ),
-        params,
-    )
+    params = perturbed(params)
     x = jnp.zeros((1, 8, 8, 1))
-    far = jax.grad(lambda x: score_fn(params, x, jnp.array([1]))[0, 0, 0, 0])(x)
+    far = jax.jit(jax.grad(lambda x: score_fn(params, x, jnp.array([1]))[0, 0, 0, 0]))(x)
     assert (np.abs(far) > 0).all()
     one, other = (
         score_fn(params, x + 0.5, jnp.array([level])) * SIGMAS[level] for level in (1, 2)
@@ -87,13 +92,9 @@ def test_each_class_has_a_score_of_its_own_and_labels_must_fit():
         jnp.array([0, 1, 2]),
     )
     params = jax.jit(model.init)(jax.random.key(0), x, level, label)["params"]
-    params = jax.tree.map(
-        lambda leaf: (
-            leaf + 0.05 * jax.random.normal(jax.random.key(2), (leaf.size,)).reshape(leaf.shape)
-        ),
-        params,
-    )
-    score = model.apply({"params": params}, jnp.tile(x[:1], (3, 1, 1, 1)), level, label)
+    params = perturbed(params)
+    same = jnp.tile(x[:1], (3, 1, 1, 1))
+    score = jax.jit(model.apply)({"params": params}, same, level, label)
     assert min(np.abs(score[0] - score[1]).max(), np.abs(score[1] - score[2]).max()) > 1e-2
     with pytest.raises(ValueError, match="num_classes=3 needs labels"):
         model.apply({"params": params}, x, level)
