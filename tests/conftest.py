@@ -5,6 +5,8 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -16,8 +18,23 @@ os.environ.setdefault("NPROC", "32")
 CACHE = tempfile.mkdtemp(prefix="score_jax_tests_")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-# Most programs of the tests take longer to optimise than to run; see `optimized`.
+# Most programs of the tests take longer to optimise than to run; see `optimize`.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+QUICK = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+"""Flags with which XLA compiles a third faster, as far as its version knows them."""
+
+
+def known(flags):
+    """Returns True if XLA knows flags: a process ends at one that it does not know."""
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    line = [sys.executable, "-c", "import jax; jax.devices()"]
+    return not subprocess.run(line, env=environment, capture_output=True).returncode
+
+
+GIVEN = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in QUICK]
+if "PYTEST_XDIST_WORKER" not in os.environ:  # A worker has the flags of its parent.
+    quick = QUICK if known(QUICK) else [flag for flag in QUICK if known([flag])]
+    os.environ["XLA_FLAGS"] = " ".join([*GIVEN, *quick])
 # Tracing makes many objects that live until the end of a module.
 gc.set_threshold(200_000, 20, 50)
 
@@ -33,11 +50,19 @@ if threading.current_thread() is threading.main_thread():
 
 import jax
 import pytest
+from beartype import BeartypeConf
+from beartype.claw import beartype_package
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-install_import_hook("score_jax", "beartype.beartype")
+# The command has few shapes and many calls: the types of its arguments alone are checked.
+library = (path.stem for path in (Path(__file__).parents[1] / "score_jax").iterdir())
+install_import_hook(
+    [f"score_jax.{name}" for name in library if name.isidentifier() and name != "cli"],
+    "beartype.beartype",
+)
+beartype_package("score_jax.cli", conf=BeartypeConf(claw_is_pep526=False, is_pep484_tower=True))
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +71,7 @@ def optimize(request, monkeypatch):
     is_marked = request.node.get_closest_marker("optimized") is not None
     if is_marked:
         monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        monkeypatch.setenv("XLA_FLAGS", " ".join(GIVEN))
     jax.config.update("jax_disable_most_optimizations", not is_marked)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

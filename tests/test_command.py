@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import numpy as np
+import pytest
 from PIL import Image
 from runs import (
     assert_same,
@@ -161,6 +162,7 @@ def test_a_flat_folder_of_photos_from_end_to_end(tmp_path):
     assert found["samples"].shape == (4, 8, 8, 3)
 
 
+@pytest.mark.optimized
 def test_kill_in_the_middle_of_training_loses_nothing(tmp_path, capsys):
     """kill -9, then the same command again: the bits of a run that was never killed.
 

@@ -84,6 +84,7 @@ def run_program(folder, code):
         return done.stdout, [file[name] for name in file.files]
 
 
+@pytest.mark.optimized
 def test_the_program_runs_as_printed_and_a_killed_run_ends_with_the_same_bits(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
