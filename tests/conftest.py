@@ -62,7 +62,10 @@ install_import_hook(
     [f"score_jax.{name}" for name in library if name.isidentifier() and name != "cli"],
     "beartype.beartype",
 )
-beartype_package("score_jax.cli", conf=BeartypeConf(claw_is_pep526=False, is_pep484_tower=True))
+beartype_package(
+    "score_jax.cli",
+    conf=BeartypeConf(claw_is_pep526=False, is_pep484_tower=True, violation_type=TypeError),
+)
 
 
 @pytest.fixture(autouse=True)

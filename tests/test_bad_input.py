@@ -693,8 +693,12 @@ def test_what_a_sampler_zip_holds_is_shown_without_running_it(tmp_path, capsys):
     assert check_sampler.main([str(archive(tmp_path / "good.zip", own))]) == 0
     assert capsys.readouterr().out.endswith("nothing unusual\n")
 
-    # The commands of docs/security.md, in processes of their own.
+    # The commands of docs/security.md, in processes of their own. The name of the function that a
+    # config would call is shown, however JSON writes it.
     page = (runs.ROOT / "docs" / "security.md").read_text()
+    config = r'{"seed": 0, "model": {"name": "os\u003asystem", "width": 4}, "data": {"name": "x"}}'
+    (tmp_path / "config.json").write_text(config)
+    shown = []
     (tmp_path / "good.zip").rename(tmp_path / "sampler.zip")
     for block in re.findall("```bash\n(.*?)```", page, re.DOTALL):
         script = "set -e; python() { nice " + f"'{sys.executable}' " + '"$@"; }\n' + block
@@ -702,6 +706,8 @@ def test_what_a_sampler_zip_holds_is_shown_without_running_it(tmp_path, capsys):
             ["sh", "-c", script], cwd=tmp_path, env=runs.environment(), capture_output=True
         )
         assert done.returncode == 0, done.stderr
+        shown.append(done.stdout.decode())
+    assert shown[0] == "[('model', 'name', 'os:system')]\n"
     assert (tmp_path / "exported_of_zip.py").read_bytes() == own[1][1]
 
     hostile = [
