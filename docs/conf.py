@@ -1,4 +1,4 @@
-"""Sphinx configuration: `python -m sphinx -W docs build/site` builds the pages without a network."""
+"""Sphinx configuration: `python -m sphinx -W docs build/site` builds the site, offline."""
 
 import sys
 from pathlib import Path

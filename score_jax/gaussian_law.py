@@ -68,8 +68,9 @@ def final_variance(
         return jnp.sum(result.x)
 
     derivatives = jax.jit(jax.grad(final_state, argnums=(0, 1)))
-    # Twice the noises of a sampler with this number of steps a level, because each size compiles.
-    num_noises = 2 * len(sigmas) * (int(settings.get("num_steps") or 0) + 1)
+    # Every size of the table compiles anew: begin with room for twice `num_steps` draws a level.
+    num_steps = settings.get("num_steps") or 0
+    num_noises = min(MAX_NOISES, 2 * len(sigmas) * (num_steps + 1))
     while num_noises <= MAX_NOISES:
         zeros = jnp.zeros((num_noises, len(variance)), jnp.float32)
         of_start, of_noise = derivatives(zeros[0], zeros)

@@ -1,4 +1,4 @@
-"""Two CPU devices, shapes checked in every annotated function, no silent broadcasting of ranks."""
+"""Two CPU devices, types checked in every function, no silent broadcasting of ranks."""
 
 import functools
 import gc
@@ -56,7 +56,8 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# The command has few shapes and many calls: the types of its arguments alone are checked.
+# Shapes are checked in the library. The command has few arrays and many calls, which that would
+# slow down: its types are checked alone.
 library = (path.stem for path in (Path(__file__).parents[1] / "score_jax").iterdir())
 install_import_hook(
     [f"score_jax.{name}" for name in library if name.isidentifier() and name != "cli"],

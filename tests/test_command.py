@@ -169,16 +169,16 @@ def test_kill_in_the_middle_of_training_loses_nothing(tmp_path, capsys):
     Before, a second writer is refused, while readers work beside the first one.
     """
     config = perceptron(
-        training__num_steps=1200,
+        training__num_steps=2000,
         training__checkpoint_every=50,
-        training__eval_every=1200,
+        training__eval_every=2000,
         sampling__num_samples=4,
         sampling__batch_size=4,
     )
     command, whole, killed = flags(config, SECTIONS), tmp_path / "whole", tmp_path / "killed"
     process = start(*command, f"--workdir={killed}", stdout=subprocess.DEVNULL)
     for _ in itertools.takewhile(lambda _: process.poll() is None, range(2400)):
-        if (killed / "checkpoints" / "200").exists():
+        if (killed / "checkpoints" / "300").exists():
             break
         time.sleep(0.05)
     code, shown = run_command(capsys, f"--workdir={killed}", "--config.optim.learning_rate=0.5")
@@ -192,13 +192,13 @@ def test_kill_in_the_middle_of_training_loses_nothing(tmp_path, capsys):
     assert not (killed / "samples.npz").exists()
     saved = [path.name for path in (killed / "checkpoints").iterdir()]
     done = max(int(name) for name in saved if name.isdigit())
-    assert 200 <= done < 1200
+    assert 300 <= done < 2000
     shown = started(*command, f"--workdir={killed}")
     assert "continues from the checkpoint of step" in shown
     # How often a run is saved changes nothing.
-    started(*command, f"--workdir={whole}", "--config.training.checkpoint_every=1200")
+    started(*command, f"--workdir={whole}", "--config.training.checkpoint_every=2000")
     step, state = final_state(killed)
-    assert step == 1200
+    assert step == 2000
     assert_same(state, final_state(whole)[1])
     np.testing.assert_array_equal(samples(killed)["samples"], samples(whole)["samples"])
 

@@ -79,6 +79,13 @@ def test_the_law_counts_noise_that_is_drawn_late():
     np.testing.assert_allclose(found, s, rtol=1e-4)
 
 
+def test_the_law_takes_more_steps_than_noises_fit_into_its_table():
+    """The ODE draws no noise, however many steps it takes."""
+    variance = np.float32([0.5])
+    law = sj.final_variance(sj.probability_flow, SIGMAS, variance, num_steps=20_000)
+    np.testing.assert_allclose(law / variance, 1, atol=0.01)
+
+
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
 def test_the_order_of_the_solvers(solver, order):
     """On N(0, v) the ODE has the solution x sqrt((v + sigma_L^2) / (v + sigma_1^2))."""

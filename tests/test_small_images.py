@@ -144,6 +144,17 @@ def test_a_config_for_tiny_images_divides_them(command, tmp_path, size, patch_si
     assert scores.shape == x.shape
 
 
+def test_a_config_for_tiny_images_of_an_odd_size_trains(command, tmp_path):
+    assert command(*write(tmp_path, images(60, size=9))) == (0, "")
+    few = {"model.width": 8, "model.num_blocks": 1, "training.num_steps": 2}
+    few |= {"training.metric_samples": 0, "optim.warmup_steps": 1}
+    few |= {"sampling.num_samples": 2, "sampling.num_steps": 3}
+    flags = [f"--config.{name}={value}" for name, value in few.items()]
+    run = [f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/run"]
+    assert command(*run, *flags) == (0, "")
+    assert samples(tmp_path / "run")["samples"].shape == (2, 9, 9, 1)
+
+
 def test_squares_of_pixels_that_do_not_divide_the_images_are_refused(command, tmp_path):
     line = [*write(tmp_path, images(60, size=9)), "--config.model.patch_size=2"]
     code, error = command(*line)

@@ -29,12 +29,10 @@ def test_it_is_the_network_of_the_run_with_its_averaged_parameters(finished):
     expected = jax.jit(run.model.apply)({"params": state.ema_params}, x, level, label)
     found = jax.jit(network.score_fn)(x, level, label)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    # Its score without a class is that of any other score function.
-    restored = sj.without_label(network.score_fn, network.num_classes)
-    y = sj.mask(np.ones((8, 8, 1), bool))(x)
-    posterior = sj.posterior_score(
-        restored, y, sj.mask(np.ones((8, 8, 1), bool)), 0.1, network.sigmas
-    )
+    # Without a class, it is a score function as any other.
+    unconditional = sj.without_label(network.score_fn, network.num_classes)
+    operator = sj.mask(np.ones(network.shape, bool))
+    posterior = sj.posterior_score(unconditional, operator(x), operator, 0.1, network.sigmas)
     assert jax.eval_shape(posterior, x, level).shape == x.shape
 
 

@@ -55,6 +55,7 @@ def load_network(workdir: str | os.PathLike, step: int | str | None = None) -> T
     """
     words = [f"--workdir={os.fspath(workdir)}", "--mode=evaluate"]
     command = parse(words if step is None else [*words, f"--step={step}"])
+    # The workdir may be read-only.
     run = open_run(command, jax.local_devices()[:1], output=Path(tempfile.gettempdir()))
     return TrainedNetwork(
         run.score_fn(jax.device_put(run.state.ema_params)),
